@@ -1,0 +1,376 @@
+package record
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+)
+
+// joiner puts scanned or decoded values together to a frame.
+type joiner struct {
+	dst   []byte
+	marks [4]int
+	depth int
+}
+
+func (j *joiner) open(f *field) {
+	j.marks[j.depth] = len(j.dst)
+	j.depth++
+	j.dst = appendKey(j.dst, f.lit)
+}
+
+// close ends an object, or takes it back if it is empty.
+func (j *joiner) close() {
+	j.depth--
+	if j.dst[len(j.dst)-1] == '{' {
+		j.dst = j.dst[:j.marks[j.depth]]
+		return
+	}
+	j.dst = append(j.dst, '}')
+}
+
+func (j *joiner) value(f *field, raw []byte) {
+	if len(raw) > 0 {
+		j.dst = append(appendKey(j.dst, f.lit), raw...)
+	}
+}
+
+// ColumnDecoder gives back frames from columns one by one. It belongs to one
+// goroutine and reads from the columns as long as it is used.
+type ColumnDecoder struct {
+	l        *layout
+	n, next  int // frames in all, and given back
+	row      int // rows given back
+	total    uint64
+	used     uint64
+	keptLeft uint64
+	keptAt   uint64 // frame at which the next verbatim one stands
+	kept     colReader
+	predict  predictor
+	cols     []colView
+	decode   []int // models that can hold a value, in order
+	join     []int // rows of the table that can be written
+	ids      idDecoder
+}
+
+// colView is a column that is being read.
+type colView struct {
+	planes planes
+	ends   []uint32
+	text   []byte // entries, each as `,"key":value`
+	fresh  uint32 // entries of the dictionary met so far
+}
+
+func (c *colView) entry(n uint32) []byte {
+	if n == 0 {
+		return c.text[:c.ends[0]]
+	}
+	return c.text[c.ends[n-1]:c.ends[n]]
+}
+
+// idDecoder is the id column that is being read.
+type idDecoder struct {
+	sources            []idSource
+	prev               int
+	src, counter, diff planes
+	verbatim           []byte
+}
+
+// NewColumnDecoder opens the columns of n frames.
+func NewColumnDecoder(cols [][]byte, n int) (*ColumnDecoder, error) {
+	if len(cols) != Columns {
+		return nil, fmt.Errorf("record: %d columns: want %d", len(cols), Columns)
+	}
+	if n < 0 || n > MaxRows {
+		return nil, fmt.Errorf("record: columns of %d frames: want 0 to %d", n, MaxRows)
+	}
+	l := &layoutV1
+	d := &ColumnDecoder{l: l, n: n, predict: newPredictor(l), cols: make([]colView, len(l.models))}
+	if err := d.header(cols[colHeader]); err != nil {
+		return nil, err
+	}
+	rows, err := d.openVerbatim(cols[colVerbatim])
+	if err != nil {
+		return nil, err
+	}
+	for k := range l.models {
+		if err := d.openColumn(k, cols[colFirst+k], rows); err != nil {
+			return nil, fmt.Errorf("%w: column %d (%s)", err, colFirst+k, l.tab[l.models[k].field].path)
+		}
+	}
+	d.plan(cols)
+	return d, nil
+}
+
+func (d *ColumnDecoder) header(b []byte) error {
+	r := colReader{b: b}
+	if v := r.byte(); v != codecVersion {
+		return fmt.Errorf("record: columns of codec version %d: this build reads %d", v, codecVersion)
+	}
+	if v := r.byte(); v != Version {
+		return fmt.Errorf("record: columns of schema version %d: this build reads %d", v, Version)
+	}
+	if n := r.uvarint(); n != uint64(d.n) && !r.bad {
+		return fmt.Errorf("record: columns hold %d frames, not %d", n, d.n)
+	}
+	d.total = r.uvarint()
+	d.ids.prev = verbatimID
+	for i := r.uvarint(); i > 0 && !r.bad; i-- {
+		m, err := NewIDMaker(r.take(r.uvarint()))
+		if err != nil {
+			return fmt.Errorf("%w: header: %w", errColumn, err)
+		}
+		d.ids.sources = append(d.ids.sources, idSource{IDMaker: m})
+	}
+	if r.bad || len(r.b) > 0 {
+		return fmt.Errorf("%w: header", errColumn)
+	}
+	return nil
+}
+
+// openVerbatim gives the number of frames that are not verbatim.
+func (d *ColumnDecoder) openVerbatim(b []byte) (rows int, err error) {
+	if len(b) == 0 {
+		return d.n, nil
+	}
+	d.kept.b = b
+	d.keptLeft = d.kept.uvarint()
+	if d.keptLeft > uint64(d.n) || d.keptLeft == 0 {
+		return 0, fmt.Errorf("%w: verbatim frames", errColumn)
+	}
+	d.keptAt = d.kept.uvarint() - 1
+	if d.kept.bad {
+		return 0, fmt.Errorf("%w: verbatim frames", errColumn)
+	}
+	return d.n - int(d.keptLeft), nil
+}
+
+func (d *ColumnDecoder) openColumn(k int, b []byte, rows int) error {
+	if len(b) == 0 {
+		if k == d.l.id && rows > 0 {
+			return errColumn
+		}
+		return nil
+	}
+	r := colReader{b: b}
+	if k == d.l.id {
+		d.ids.src, d.ids.counter, d.ids.diff = r.planes(rows), r.planes(rows), r.planes(rows)
+		d.ids.verbatim = r.b
+		if r.bad {
+			return errColumn
+		}
+		return nil
+	}
+	c := &d.cols[k]
+	c.planes = r.planes(rows)
+	if d.l.models[k].kind == mSymbol {
+		n := r.uvarint()
+		if n > uint64(len(r.b)) {
+			return errColumn
+		}
+		if !c.dictionary(&r, n, d.l.tab[d.l.models[k].field].lit) {
+			return errColumn
+		}
+	}
+	if r.bad || len(r.b) > 0 {
+		return errColumn
+	}
+	return nil
+}
+
+// dictionary reads n entries. Each is kept as it will be written, after a
+// comma and its key.
+func (c *colView) dictionary(r *colReader, n uint64, lit string) bool {
+	sizes := make([]uint32, 0, n)
+	sum := uint64(0)
+	for range n {
+		size := r.uvarint()
+		sum += size
+		if size == 0 || size > MaxPart || sum > uint64(len(r.b)) {
+			return false
+		}
+		sizes = append(sizes, uint32(size))
+	}
+	c.text = make([]byte, 0, int(sum)+len(sizes)*(len(lit)+1))
+	for i, size := range sizes {
+		c.text = append(append(c.text, ','), lit...)
+		c.text = append(c.text, r.take(uint64(size))...)
+		sizes[i] = uint32(len(c.text))
+	}
+	c.ends = sizes
+	return true
+}
+
+// plan finds out which models and rows of the table can hold a value at all.
+func (d *ColumnDecoder) plan(cols [][]byte) {
+	live := make([]bool, len(d.l.models))
+	for _, k := range d.l.order {
+		kind := d.l.models[k].kind
+		live[k] = len(cols[colFirst+k]) > 0 || kind == mTime || kind == mID ||
+			kind == mTTFB && live[d.l.upstream]
+		if live[k] {
+			d.decode = append(d.decode, k)
+		}
+	}
+	for i := range d.l.tab {
+		if k := d.l.byRow[i]; k < 0 || live[k] {
+			d.join = append(d.join, i)
+		}
+	}
+}
+
+var errNoMore = errors.New("record: no more frames in these columns")
+
+// Next appends the next frame to dst.
+func (d *ColumnDecoder) Next(dst []byte) ([]byte, error) {
+	if d.next == d.n {
+		return dst, errNoMore
+	}
+	start := len(dst)
+	var err error
+	if d.keptLeft > 0 && d.keptAt == uint64(d.next) {
+		dst, err = d.nextKept(dst)
+	} else {
+		dst, err = d.nextRow(dst)
+		if err == nil && len(dst)-start > MaxPart {
+			err = errColumn
+		}
+	}
+	if err != nil {
+		return dst[:start], fmt.Errorf("%w: frame %d", err, d.next)
+	}
+	d.next++
+	d.used += uint64(len(dst) - start)
+	if d.used > d.total || d.next == d.n && (d.used != d.total || d.keptLeft > 0) {
+		return dst[:start], fmt.Errorf("%w: frames do not add up to %d bytes", errColumn, d.total)
+	}
+	return dst, nil
+}
+
+func (d *ColumnDecoder) nextKept(dst []byte) ([]byte, error) {
+	size := d.kept.uvarint()
+	dst = append(dst, d.kept.take(size)...)
+	d.keptLeft--
+	if d.keptLeft > 0 {
+		step := d.kept.uvarint()
+		if step == 0 || step > uint64(d.n) {
+			return dst, errColumn
+		}
+		d.keptAt += step
+	} else if len(d.kept.b) > 0 {
+		return dst, errColumn
+	}
+	if d.kept.bad {
+		return dst, errColumn
+	}
+	return dst, nil
+}
+
+func (d *ColumnDecoder) nextRow(dst []byte) ([]byte, error) {
+	var id ID
+	for _, k := range d.decode {
+		m := &d.l.models[k]
+		c := &d.cols[k]
+		switch m.kind {
+		case mSymbol:
+			if !d.symbol(k, m, c) {
+				return dst, errColumn
+			}
+		case mID:
+			var ok bool
+			if id, ok = d.ids.next(d.row, d.predict.val[d.l.time]); !ok {
+				return dst, errColumn
+			}
+		default:
+			v := d.predict.guess(d.l, k) + unzigzag(c.planes.get(d.row))
+			d.predict.learn(d.l, k, v)
+		}
+	}
+	j := joiner{dst: append(dst, '{')}
+	for _, i := range d.join {
+		f := &d.l.tab[i]
+		switch f.typ {
+		case tOpen:
+			j.open(f)
+		case tClose:
+			j.close()
+		case tVersion:
+			j.dst = append(appendKey(j.dst, f.lit), '0'+Version)
+		default:
+			d.write(&j, f, d.l.byRow[i], id)
+		}
+	}
+	d.row++
+	return append(j.dst, '}'), nil
+}
+
+// symbol decodes text.
+func (d *ColumnDecoder) symbol(k int, m *model, c *colView) bool {
+	last := cell(&d.predict.syms[k], d.predict.context(m))
+	switch code := c.planes.get(d.row); {
+	case code == 0:
+	case code == 1:
+		*last = 0
+	case code == 2 && int(c.fresh) < len(c.ends):
+		c.fresh++
+		*last = c.fresh
+	case code >= 3 && code-3 < uint64(len(c.ends)):
+		*last = uint32(code-3) + 1
+	default:
+		return false
+	}
+	d.predict.sym[k] = *last
+	return true
+}
+
+// write puts the decoded value of model k into the frame.
+func (d *ColumnDecoder) write(j *joiner, f *field, k int, id ID) {
+	switch d.l.models[k].kind {
+	case mSymbol:
+		if sym := d.predict.sym[k]; sym != 0 {
+			e := d.cols[k].entry(sym - 1)
+			if j.dst[len(j.dst)-1] == '{' {
+				e = e[1:]
+			}
+			j.dst = append(j.dst, e...)
+		}
+		return
+	case mID:
+		j.dst = append(appendKey(j.dst, f.lit), '"')
+		j.dst = append(id.AppendText(j.dst), '"')
+		return
+	}
+	v := d.predict.val[k]
+	switch {
+	case f.typ == tTime:
+		j.dst = append(appendKey(j.dst, f.lit), '"')
+		j.dst = append(appendTime(j.dst, v), '"')
+	case v == 0:
+	case f.typ == tBool:
+		j.dst = append(appendKey(j.dst, f.lit), "true"...)
+	default:
+		j.dst = strconv.AppendInt(appendKey(j.dst, f.lit), v, 10)
+	}
+}
+
+// next gives the id of a row.
+func (d *idDecoder) next(row int, us int64) (id ID, ok bool) {
+	switch code := d.src.get(row); {
+	case code == 0:
+	case code == 1:
+		d.prev = verbatimID
+	case code-2 < uint64(len(d.sources)):
+		d.prev = int(code - 2)
+	default:
+		return id, false
+	}
+	if d.prev == verbatimID {
+		n := copy(id[:], d.verbatim)
+		d.verbatim = d.verbatim[n:]
+		return id, n == len(id)
+	}
+	s := &d.sources[d.prev]
+	counter := s.next + uint64(unzigzag(d.counter.get(row)))
+	s.next = counter + 1
+	return s.At(unzigzag(d.diff.get(row))+us/1000, counter), true
+}
