@@ -1,0 +1,108 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+
+	"golang.org/x/sys/unix"
+)
+
+// dir is a real folder.
+type dir struct{ root string }
+
+// Dir returns the tree below the folder root, which must exist.
+func Dir(root string) FS { return dir{root} }
+
+func (d dir) path(name string) string { return filepath.Join(d.root, filepath.FromSlash(name)) }
+
+func (d dir) open(name string, flag int) (File, error) {
+	f, err := os.OpenFile(d.path(name), flag|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return osFile{f}, nil
+}
+
+func (d dir) Create(name string) (File, error) {
+	return d.open(name, os.O_RDWR|os.O_CREATE|os.O_EXCL)
+}
+func (d dir) Open(name string) (File, error)   { return d.open(name, os.O_RDONLY) }
+func (d dir) OpenRW(name string) (File, error) { return d.open(name, os.O_RDWR) }
+func (d dir) Rename(o, n string) error         { return os.Rename(d.path(o), d.path(n)) }
+func (d dir) Remove(name string) error         { return os.Remove(d.path(name)) }
+func (d dir) MkdirAll(name string) error       { return os.MkdirAll(d.path(name), 0o700) }
+
+func (d dir) ReadDir(name string) ([]string, error) {
+	entries, err := os.ReadDir(d.path(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	names := make([]string, 0, len(entries))
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	sort.Strings(names)
+	return names, nil
+}
+
+func (d dir) SyncDir(name string) error {
+	f, err := os.Open(d.path(name))
+	if err != nil {
+		return err
+	}
+	err = f.Sync()
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+func (d dir) Lock(name string) (io.Closer, error) {
+	f, err := os.OpenFile(d.path(name), os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%s: %w", d.path(name), ErrLocked)
+		}
+		return nil, fmt.Errorf("locking %s: %w", d.path(name), err)
+	}
+	return f, nil
+}
+
+type osFile struct{ *os.File }
+
+func (f osFile) Sync() error {
+	for {
+		err := unix.Fdatasync(int(f.Fd()))
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+func (f osFile) Size() (int64, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return st.Size(), nil
+}
+
+func remove(fsys FS, name string) error {
+	err := fsys.Remove(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
