@@ -1,0 +1,40 @@
+//go:build unix
+
+package keys
+
+import (
+	"fmt"
+	"os"
+	"syscall"
+)
+
+// noFollow makes an open fail on a symbolic link in the last place.
+const noFollow = syscall.O_NOFOLLOW
+
+// checkPrivate refuses an open file or directory that anyone else can use:
+// want is the widest mode allowed, 0600 or 0700.
+func checkPrivate(f *os.File, name string, want os.FileMode) error {
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if want == 0o700 && !fi.IsDir() {
+		return fmt.Errorf("%s is not a directory", name)
+	}
+	if want == 0o600 && !fi.Mode().IsRegular() {
+		return fmt.Errorf("%s is not a regular file (%s)", name, fi.Mode().Type())
+	}
+	if extra := fi.Mode().Perm() &^ want; extra != 0 {
+		return fmt.Errorf("%s has mode %04o and may be used by others; run: chmod %04o %s",
+			name, fi.Mode().Perm(), want, name)
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok {
+		return fmt.Errorf("%s: cannot tell its owner on this file system", name)
+	}
+	if uid := os.Geteuid(); int(st.Uid) != uid {
+		return fmt.Errorf("%s belongs to user %d, but this process runs as user %d; run: chown %d %s",
+			name, st.Uid, uid, uid, name)
+	}
+	return nil
+}
