@@ -1,0 +1,122 @@
+package ledger
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// Entry types: the first byte of what the tree hashes.
+const (
+	entryRecord   = 0x01
+	entryManifest = 0x02
+)
+
+// Labels of the derivations; they are part of the format.
+const (
+	labelCommit   = "gatebook/v1/commit"
+	labelRecord   = "gatebook/v1/record"
+	labelManifest = "gatebook/v1/manifest"
+	labelSeal     = "gatebook/v1/seal"
+)
+
+// maxOrigin bounds the origin line, so that derivations fit stack buffers.
+const maxOrigin = 255
+
+// hmac32 is HMAC-SHA256 (RFC 2104) with a 32-byte key over msg, where buf has
+// 64 spare bytes in front of msg: buf[:64] is overwritten with the padded key.
+// Written out because crypto/hmac allocates and a record needs two of them.
+func hmac32(key *[32]byte, buf []byte) [32]byte {
+	for i := range 64 {
+		buf[i] = 0x36
+	}
+	for i, k := range key {
+		buf[i] ^= k
+	}
+	inner := sha256.Sum256(buf)
+	var outer [96]byte
+	for i := range 64 {
+		outer[i] = 0x5c
+	}
+	for i, k := range key {
+		outer[i] ^= k
+	}
+	copy(outer[64:], inner[:])
+	return sha256.Sum256(outer[:])
+}
+
+// CommitKey is k_i: HKDF-Expand-SHA256(subject key, label || origin || index,
+// 32), RFC 5869 section 2.3 with a single block. Handing out one k_i opens one
+// record and no other.
+func CommitKey(subject *[32]byte, origin string, index uint64) [32]byte {
+	var b [64 + len(labelCommit) + maxOrigin + 8 + 1]byte
+	n := 64
+	n += copy(b[n:], labelCommit)
+	n += copy(b[n:], origin)
+	binary.BigEndian.PutUint64(b[n:], index)
+	b[n+8] = 0x01
+	return hmac32(subject, b[:n+9])
+}
+
+// PersonalHash is P_i: HMAC-SHA256(k_i, personal). scratch is grown as needed
+// and returned, so that a caller in a loop does not allocate.
+func PersonalHash(k *[32]byte, personal, scratch []byte) (p [32]byte, _ []byte) {
+	scratch = append(append(scratch[:0], make([]byte, 64)...), personal...)
+	return hmac32(k, scratch), scratch
+}
+
+// Commitment is C_i: SHA256(label || SHA256(frame) || P_i).
+func Commitment(frameHash, personalHash *[32]byte) [32]byte {
+	var b [len(labelRecord) + 64]byte
+	n := copy(b[:], labelRecord)
+	n += copy(b[n:], frameHash[:])
+	copy(b[n:], personalHash[:])
+	return sha256.Sum256(b[:])
+}
+
+// commitRecord is the commitment of one record at one place of one log.
+func commitRecord(subject *[32]byte, origin string, index uint64, frame, personal, scratch []byte) ([32]byte, []byte) {
+	k := CommitKey(subject, origin, index)
+	p, scratch := PersonalHash(&k, personal, scratch)
+	fh := sha256.Sum256(frame)
+	return Commitment(&fh, &p), scratch
+}
+
+// manifestHash is what the entry of a manifest holds.
+func manifestHash(manifest []byte) [32]byte {
+	b := make([]byte, 0, len(labelManifest)+len(manifest))
+	return sha256.Sum256(append(append(b, labelManifest...), manifest...))
+}
+
+// entry is one leaf of the tree before hashing: a type and 32 bytes.
+type entry struct {
+	typ  byte
+	hash [32]byte
+}
+
+// leafHash is the RFC 6962 section 2.1 hash of the entry.
+func (e *entry) leafHash() tlog.Hash {
+	var b [34]byte
+	b[0] = 0x00
+	b[1] = e.typ
+	copy(b[2:], e.hash[:])
+	return sha256.Sum256(b[:])
+}
+
+// nodeHash is the RFC 6962 section 2.1 hash of an inner node. It does the same
+// as tlog.NodeHash without its allocation.
+func nodeHash(left, right tlog.Hash) tlog.Hash {
+	var b [65]byte
+	b[0] = 0x01
+	copy(b[1:], left[:])
+	copy(b[33:], right[:])
+	return sha256.Sum256(b[:])
+}
+
+// RecordLeaf is the RFC 6962 leaf hash of a record's entry, for checking
+// proofs.
+func RecordLeaf(commitment [32]byte) tlog.Hash {
+	e := entry{entryRecord, commitment}
+	return e.leafHash()
+}

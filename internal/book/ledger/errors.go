@@ -1,0 +1,62 @@
+package ledger
+
+import (
+	"errors"
+	"fmt"
+)
+
+// DamageKind tells apart what can have happened to evidence.
+type DamageKind string
+
+// The kinds that verify and start-up name.
+const (
+	Edited    DamageKind = "edited"
+	Missing   DamageKind = "missing in the middle"
+	Truncated DamageKind = "truncated tail"
+	Reordered DamageKind = "reordered"
+	Forked    DamageKind = "forked"
+)
+
+// Damage is a finding: evidence that does not hold. First and Last are leaf
+// indexes, both included; for damage outside the leaves they are what the file
+// covers.
+type Damage struct {
+	Kind   DamageKind `json:"kind"`
+	File   string     `json:"file"`
+	First  uint64     `json:"first"`
+	Last   uint64     `json:"last"`
+	Detail string     `json:"detail"`
+}
+
+func (d *Damage) Error() string {
+	where := fmt.Sprintf("records %d to %d", d.First, d.Last)
+	if d.First == d.Last {
+		where = fmt.Sprintf("record %d", d.First)
+	}
+	return fmt.Sprintf("%s: %s (%s): %s", d.Kind, where, d.File, d.Detail)
+}
+
+// KeyError means that data is there but the key to it is not.
+type KeyError struct {
+	What string
+	Err  error
+}
+
+func (e *KeyError) Error() string { return "no key for " + e.What + ": " + e.Err.Error() }
+func (e *KeyError) Unwrap() error { return e.Err }
+
+// ErrFull means that the disk took no more; nothing of the refused item was
+// kept and the ledger goes on when there is space.
+var ErrFull = errors.New("the disk is full")
+
+// ErrClosed means that the ledger was closed.
+var ErrClosed = errors.New("the ledger is closed")
+
+// fatalError is what stops the ledger for good: after it no state in memory is
+// trusted, and only a restart, which reads the disk again, may go on.
+type fatalError struct{ err error }
+
+func (e *fatalError) Error() string {
+	return "the ledger stopped and needs a restart: " + e.err.Error()
+}
+func (e *fatalError) Unwrap() error { return e.err }

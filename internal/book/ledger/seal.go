@@ -1,0 +1,319 @@
+package ledger
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"runtime"
+	"slices"
+	"time"
+
+	"github.com/gatebook/gatebook/internal/book/store"
+)
+
+// idleSealFactor is how much longer a segment of nothing but housekeeping may
+// wait.
+const idleSealFactor = 24
+
+// sealLoop seals complete WAL files, and begins a new one when the current one
+// is old.
+func (l *Ledger) sealLoop(ctx context.Context) error {
+	tick := time.NewTicker(min(l.opt.SegmentMaxAge/4+1, time.Minute))
+	defer tick.Stop()
+	for {
+		if err := l.sealComplete(ctx); err != nil && !errors.Is(err, ErrFull) && ctx.Err() == nil {
+			// Nothing is lost: the WAL file stays and is tried again.
+			l.opt.Logger.Error("sealing failed and will be tried again", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-l.toSeal:
+		case <-tick.C:
+			if err := l.rotateIfOld(ctx); err != nil && !errors.Is(err, ErrFull) && ctx.Err() == nil {
+				return err
+			}
+		}
+	}
+}
+
+func (l *Ledger) rotateIfOld(ctx context.Context) error {
+	l.mu.RLock()
+	w := l.state.last()
+	age, n, busy := l.now().Sub(w.created), w.count(), w.busy
+	l.mu.RUnlock()
+	limit := l.opt.SegmentMaxAge
+	if !busy {
+		limit *= idleSealFactor
+	}
+	if n == 0 || age < limit {
+		return nil
+	}
+	_, err := l.own(ctx, &pending{rotate: true}, Written)
+	return err
+}
+
+// SealNow turns everything appended so far into segments.
+func (l *Ledger) SealNow(ctx context.Context) error {
+	l.mu.RLock()
+	w := l.state.last()
+	onlyManifests := true
+	for i := range w.entries {
+		onlyManifests = onlyManifests && w.entries[i].typ != entryRecord
+	}
+	l.mu.RUnlock()
+	if !onlyManifests {
+		if _, err := l.own(ctx, &pending{rotate: true}, Written); err != nil {
+			return err
+		}
+	}
+	return l.sealComplete(ctx)
+}
+
+// sealComplete seals every WAL file but the current one, oldest first.
+func (l *Ledger) sealComplete(ctx context.Context) error {
+	l.sealMu.Lock()
+	defer l.sealMu.Unlock()
+	for {
+		l.mu.RLock()
+		n, w := len(l.state.wals), l.state.wals[0]
+		l.mu.RUnlock()
+		if n == 1 {
+			return nil
+		}
+		// The marks that stand in the old file must be in a newer one first.
+		for l.carrying.Load() {
+			if _, err := l.own(ctx, &pending{nudge: true}, Written); err != nil {
+				return err
+			}
+		}
+		if err := l.seal(ctx, w); err != nil {
+			return err
+		}
+	}
+}
+
+// seal turns one complete WAL file into a segment: file, read back, manifest
+// leaf, checkpoint, and only then is the WAL file dropped.
+func (l *Ledger) seal(ctx context.Context, w *walFile) error {
+	// A segment that a leaf binds is never written again: a second try goes on
+	// where the first one stopped.
+	if w.sealing == nil {
+		if err := l.bindSegment(ctx, w); err != nil {
+			return err
+		}
+	}
+	seg := w.sealing
+	if err := l.syncOnce(); err != nil {
+		return err
+	}
+	if err := store.WriteFile(l.opt.FS, manifestName(seg.leaf), seg.bytes); err != nil {
+		return err
+	}
+	if err := l.SignCheckpoint(ctx); err != nil {
+		return err
+	}
+	if !l.signedOver(seg.leaf) {
+		return ErrFull
+	}
+	if err := l.opt.Keys.Born(w.births); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.state.segs = append(l.state.segs, seg)
+	l.state.wals = l.state.wals[1:]
+	l.mu.Unlock()
+	return l.removeWAL(w)
+}
+
+// bindSegment writes the segment of a WAL file and appends the leaf that binds
+// it.
+func (l *Ledger) bindSegment(ctx context.Context, w *walFile) error {
+	slice := newSlicer(l.opt.Now)
+	in, err := l.segmentInput(w, slice.yield)
+	if err != nil {
+		return err
+	}
+	m, err := l.writeSegment(in, slice.yield)
+	if err != nil {
+		return err
+	}
+	b := m.encode()
+	leaf, err := l.own(ctx, &pending{mark: &markItem{kind: markManifest, data: b}, wait: true}, Written)
+	if err != nil {
+		return err
+	}
+	w.sealing = &sealedSegment{m, b, leaf}
+	return nil
+}
+
+// segmentInput reads the WAL file again, from the disk.
+func (l *Ledger) segmentInput(w *walFile, yield func()) (*segmentInput, error) {
+	c := &collector{in: &segmentInput{}, yield: yield}
+	again := &walFile{name: w.name, f: w.f, header: w.header, hdrSize: w.hdrSize, cipher: w.cipher, end: w.hdrSize}
+	head := make([]byte, w.hdrSize)
+	if err := store.ReadFull(w.f, head, 0); err != nil {
+		return nil, err
+	}
+	again.lastTag = firstTag(head)
+	if _, err := again.replay(c); err != nil {
+		return nil, err
+	}
+	if !slices.Equal(again.entries, w.entries) {
+		return nil, fmt.Errorf("%s holds %d leaves on the disk that are not the %d in memory", w.name, again.count(), w.count())
+	}
+	c.in.entries = again.entries
+	id, key, err := l.opt.Keys.NewFileKey(UseSegment)
+	if err != nil {
+		return nil, &KeyError{What: "a new segment", Err: err}
+	}
+	c.in.key = key
+	c.in.header = segmentHeader{first: w.header.first, count: w.count(), keyID: id, origin: l.opt.Origin}
+	if _, err := rand.Read(c.in.header.salt[:]); err != nil {
+		return nil, err
+	}
+	return c.in, nil
+}
+
+// collector gathers the records of a WAL file.
+type collector struct {
+	in    *segmentInput
+	yield func()
+}
+
+func (c *collector) item(_ *walFile, it *item) error {
+	c.yield()
+	switch {
+	case it.typ == itemRecord:
+		both := append(append(make([]byte, 0, len(it.frame)+len(it.personal)), it.frame...), it.personal...)
+		c.in.records = append(c.in.records, segmentRecord{
+			index: it.index, subject: it.subject, commit: it.commit,
+			frame: both[:len(it.frame):len(it.frame)], personal: both[len(it.frame):],
+		})
+	case it.typ == itemMark && it.kind == markHint:
+		c.in.hints = append(c.in.hints, append([]byte(nil), it.data...))
+	}
+	return nil
+}
+
+// writeSegment writes the file, reads it back and proves that it holds what
+// was committed to, before it gets its name.
+func (l *Ledger) writeSegment(in *segmentInput, yield func()) (*manifest, error) {
+	p, err := newPacker()
+	if err != nil {
+		return nil, err
+	}
+	defer p.enc.Close()
+	b, err := buildSegment(in, l.opt.Codec, l.opt.Keys, p, yield)
+	if err != nil {
+		return nil, err
+	}
+	name := segmentName(in.header.first, in.header.generation)
+	if err := l.writeTemp(name+".tmp", b); err != nil {
+		return nil, err
+	}
+	back, err := readSegment(l.opt.FS, name+".tmp")
+	if err != nil {
+		return nil, fmt.Errorf("reading back: %w", err)
+	}
+	if err := l.compare(in, back, yield); err != nil {
+		return nil, fmt.Errorf("reading back %s: %w", name, err)
+	}
+	if err := l.opt.FS.Rename(name+".tmp", name); err != nil {
+		return nil, err
+	}
+	if err := l.opt.FS.SyncDir("segments"); err != nil {
+		return nil, err
+	}
+	h := &in.header
+	return &manifest{
+		first: h.first, count: h.count, generation: h.generation, format: segmentVersion,
+		keyID: h.keyID, file: back.sum, roots: coverRange(h.first, leafHashes(back.entries)),
+	}, nil
+}
+
+func (l *Ledger) writeTemp(name string, b []byte) error {
+	if err := l.opt.FS.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := l.opt.FS.Create(name)
+	if err != nil {
+		return diskError(err)
+	}
+	_, err = f.WriteAt(b, 0)
+	if err == nil {
+		err = f.Sync()
+	}
+	return diskError(errors.Join(err, f.Close()))
+}
+
+// compare recomputes every commitment from what the file gives back.
+func (l *Ledger) compare(in *segmentInput, back *segmentFile, yield func()) error {
+	u, err := newUnpacker()
+	if err != nil {
+		return err
+	}
+	defer u.dec.Close()
+	var scratch []byte
+	keys := map[[16]byte]*[32]byte{}
+	return back.each(&in.key, l.opt.Codec, l.opt.Keys, u, func(s *Sealed) error {
+		yield()
+		want := in.entries[s.Index-in.header.first]
+		if s.Manifest {
+			if got := back.entries[s.Index-in.header.first]; got != want {
+				return fmt.Errorf("leaf %d differs", s.Index)
+			}
+			return nil
+		}
+		if s.PersonalErr != nil {
+			return s.PersonalErr
+		}
+		key := keys[s.Subject]
+		if key == nil {
+			k, err := l.opt.Keys.SubjectKey(s.Subject)
+			if err != nil {
+				return err
+			}
+			key = &k
+			keys[s.Subject] = key
+		}
+		var c [32]byte
+		c, scratch = commitRecord(key, l.opt.Origin, s.Index, s.Frame, s.Personal, scratch)
+		if want.typ != entryRecord || c != want.hash {
+			return fmt.Errorf("record %d comes back with another commitment", s.Index)
+		}
+		return nil
+	})
+}
+
+// slicer makes long work yield to traffic.
+type slicer struct {
+	now   func() time.Time
+	begun time.Time
+	n     int
+}
+
+// sliceLength is how long work off the request path goes on without letting
+// others run.
+const sliceLength = 100 * time.Microsecond
+
+func newSlicer(now func() time.Time) *slicer { return &slicer{now: now, begun: now()} }
+
+func (s *slicer) yield() {
+	if s.n++; s.n%16 != 0 {
+		return
+	}
+	if now := s.now(); now.Sub(s.begun) > sliceLength {
+		runtime.Gosched()
+		s.begun = s.now()
+	}
+}
+
+// WithoutSealing runs fn while no file is sealed or removed.
+func (l *Ledger) WithoutSealing(fn func()) {
+	l.sealMu.Lock()
+	defer l.sealMu.Unlock()
+	fn()
+}

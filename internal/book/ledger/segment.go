@@ -1,0 +1,362 @@
+package ledger
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// A segment file (docs/format.md, "Segment"): header, column blocks, personal
+// blocks, directory block, commitment column, positions of other entries,
+// footer, SHA-256.
+const (
+	segmentVersion   = 1
+	segmentMagic     = "GBSEG"
+	segmentHeaderMin = 1 + 5 + 8 + 8 + 4 + 16 + 32 + 2
+	sectionColumns   = 1
+	sectionPersonal  = 2
+	sectionDirectory = 3
+	maxSegment       = 1 << 30
+	maxBlockRaw      = 256 << 20
+	packRaw          = 0
+	packZstd         = 1
+)
+
+// segmentHeader is the clear head of a segment file.
+type segmentHeader struct {
+	first, count uint64
+	generation   uint32
+	keyID        [16]byte
+	salt         [32]byte
+	origin       string
+}
+
+func (h *segmentHeader) encode() []byte {
+	b := make([]byte, 0, segmentHeaderMin+len(h.origin))
+	b = append(b, segmentVersion)
+	b = append(b, segmentMagic...)
+	b = binary.BigEndian.AppendUint64(b, h.first)
+	b = binary.BigEndian.AppendUint64(b, h.count)
+	b = binary.BigEndian.AppendUint32(b, h.generation)
+	b = append(b, h.keyID[:]...)
+	b = append(b, h.salt[:]...)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(h.origin)))
+	return append(b, h.origin...)
+}
+
+func decodeSegmentHeader(b []byte) (h segmentHeader, size int, err error) {
+	if len(b) > 0 && b[0] != segmentVersion {
+		return h, 0, fmt.Errorf("segment version %d is unknown to this release", b[0])
+	}
+	if len(b) < segmentHeaderMin || string(b[1:6]) != segmentMagic {
+		return h, 0, errSegment
+	}
+	h.first = binary.BigEndian.Uint64(b[6:])
+	h.count = binary.BigEndian.Uint64(b[14:])
+	h.generation = binary.BigEndian.Uint32(b[22:])
+	copy(h.keyID[:], b[26:])
+	copy(h.salt[:], b[42:])
+	n := int(binary.BigEndian.Uint16(b[74:]))
+	if n == 0 || n > maxOrigin || len(b) < segmentHeaderMin+n || h.count == 0 || h.count > maxSegmentRecords {
+		return h, 0, errSegment
+	}
+	h.origin = string(b[76 : 76+n])
+	return h, 76 + n, nil
+}
+
+var (
+	errSegment = errors.New("not a well-formed segment")
+	errKeyHash = errors.New("the key does not match the block's key commitment")
+	errBlock   = errors.New("block does not decrypt under its key")
+)
+
+// blockKey derives the one-use key of a block and the commitment to it, so
+// that nobody can make one ciphertext that opens under two keys.
+func blockKey(key *[32]byte, h *segmentHeader, section byte, block uint32) (k, commit [32]byte, err error) {
+	info := make([]byte, 0, 32+len(labelSeal)+len(h.origin)+13)
+	info = append(info, h.salt[:]...)
+	info = append(info, labelSeal...)
+	info = append(info, h.origin...)
+	info = binary.BigEndian.AppendUint64(info, h.first)
+	info = append(info, section)
+	info = binary.BigEndian.AppendUint32(info, block)
+	out, err := hkdf.Expand(sha256.New, key[:], string(info), 64)
+	if err != nil {
+		return k, commit, err
+	}
+	return [32]byte(out[:32]), [32]byte(out[32:]), nil
+}
+
+// A derived key is used for exactly one message, so the nonce may be zero.
+func gcmOnce(key [32]byte) (cipher.AEAD, error) {
+	c, err := aes.NewCipher(key[:])
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCM(c)
+}
+
+// packer compresses and seals blocks; it belongs to one goroutine.
+type packer struct {
+	enc *zstd.Encoder
+	tmp []byte
+}
+
+func newPacker() (*packer, error) {
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false),
+		zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithSingleSegment(true))
+	return &packer{enc: enc}, err
+}
+
+// sealedBlock says how to open a block again.
+type sealedBlock struct {
+	raw    uint32 // bytes after opening and unpacking
+	sealed uint32 // bytes in the file
+	commit [32]byte
+}
+
+// seal appends the sealed block to dst.
+func (p *packer) seal(dst, raw []byte, key *[32]byte, h *segmentHeader, section byte, block uint32) ([]byte, sealedBlock, error) {
+	k, commit, err := blockKey(key, h, section, block)
+	if err != nil {
+		return dst, sealedBlock{}, err
+	}
+	aead, err := gcmOnce(k)
+	if err != nil {
+		return dst, sealedBlock{}, err
+	}
+	p.tmp = p.enc.EncodeAll(raw, append(p.tmp[:0], packZstd))
+	if len(p.tmp) > len(raw)+1 {
+		p.tmp = append(append(p.tmp[:0], packRaw), raw...)
+	}
+	before := len(dst)
+	var nonce [12]byte
+	dst = aead.Seal(dst, nonce[:], p.tmp, nil)
+	return dst, sealedBlock{uint32(len(raw)), uint32(len(dst) - before), commit}, nil
+}
+
+// unpacker opens blocks; it belongs to one goroutine.
+type unpacker struct {
+	dec *zstd.Decoder
+	tmp []byte
+}
+
+func newUnpacker() (*unpacker, error) {
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxBlockRaw))
+	return &unpacker{dec: dec}, err
+}
+
+func (u *unpacker) open(sealed []byte, b sealedBlock, key *[32]byte, h *segmentHeader, section byte, block uint32) ([]byte, error) {
+	k, commit, err := blockKey(key, h, section, block)
+	if err != nil {
+		return nil, err
+	}
+	if subtle.ConstantTimeCompare(commit[:], b.commit[:]) != 1 {
+		return nil, errKeyHash
+	}
+	aead, err := gcmOnce(k)
+	if err != nil {
+		return nil, err
+	}
+	var nonce [12]byte
+	u.tmp, err = aead.Open(u.tmp[:0], nonce[:], sealed, nil)
+	if err != nil || len(u.tmp) == 0 {
+		return nil, errBlock
+	}
+	var raw []byte
+	switch u.tmp[0] {
+	case packRaw:
+		raw = append([]byte(nil), u.tmp[1:]...)
+	case packZstd:
+		if raw, err = u.dec.DecodeAll(u.tmp[1:], make([]byte, 0, min(b.raw, maxBlockRaw))); err != nil {
+			return nil, fmt.Errorf("%w: %v", errSegment, err)
+		}
+	default:
+		return nil, errSegment
+	}
+	if len(raw) != int(b.raw) {
+		return nil, errSegment
+	}
+	return raw, nil
+}
+
+// segmentRecord is one record on its way into or out of a segment.
+type segmentRecord struct {
+	index    uint64
+	subject  [16]byte
+	commit   [32]byte
+	frame    []byte
+	personal []byte
+}
+
+// segmentInput is what a segment is built from. entries are all leaves of the
+// range, records those of type record in order.
+type segmentInput struct {
+	header  segmentHeader
+	key     [32]byte
+	entries []entry
+	records []segmentRecord
+	hints   [][]byte
+}
+
+// buildSegment makes the file's bytes. yield is called between pieces of work.
+func buildSegment(in *segmentInput, codec Codec, keys Keys, p *packer, yield func()) ([]byte, error) {
+	h := &in.header
+	out := h.encode()
+	frames := make([][]byte, len(in.records))
+	for i := range in.records {
+		frames[i] = in.records[i].frame
+	}
+	cols, err := codec.EncodeColumns(frames, in.hints)
+	if err != nil {
+		return nil, fmt.Errorf("frames into columns: %w", err)
+	}
+	foot := segmentFooter{columns: make([]sealedBlock, len(cols))}
+	for i, col := range cols {
+		yield()
+		if out, foot.columns[i], err = p.seal(out, col, &in.key, h, sectionColumns, uint32(i)); err != nil {
+			return nil, err
+		}
+	}
+	foot.personal = uint64(len(out))
+	dir, out, err := sealPersonal(out, in, keys, p, yield)
+	if err != nil {
+		return nil, err
+	}
+	foot.directoryAt = uint64(len(out))
+	if out, foot.directory, err = p.seal(out, dir, &in.key, h, sectionDirectory, 0); err != nil {
+		return nil, err
+	}
+	foot.commitments = uint64(len(out))
+	var others []byte
+	last := uint64(0)
+	for i := range in.entries {
+		out = append(out, in.entries[i].hash[:]...)
+		if in.entries[i].typ != entryRecord {
+			others = binary.AppendUvarint(others, uint64(i)-last)
+			others = append(others, in.entries[i].typ)
+			last = uint64(i)
+		}
+	}
+	foot.others = uint64(len(out))
+	out = append(out, others...)
+	out = foot.encode(out)
+	sum := sha256.Sum256(out)
+	return append(out, sum[:]...), nil
+}
+
+// sealPersonal groups personal parts by subject, in order of first sight, and
+// returns the directory that finds them again.
+func sealPersonal(out []byte, in *segmentInput, keys Keys, p *packer, yield func()) (dir, _ []byte, err error) {
+	number := map[[16]byte]uint32{}
+	var order [][16]byte
+	var blocks [][]byte
+	owners := make([]byte, 0, 2*len(in.records))
+	for i := range in.records {
+		r := &in.records[i]
+		n, ok := number[r.subject]
+		if !ok {
+			n = uint32(len(order))
+			number[r.subject] = n
+			order, blocks = append(order, r.subject), append(blocks, nil)
+		}
+		owners = binary.AppendUvarint(owners, uint64(n))
+		blocks[n] = binary.AppendUvarint(blocks[n], uint64(len(r.personal)))
+		blocks[n] = append(blocks[n], r.personal...)
+	}
+	dir = binary.AppendUvarint(nil, uint64(len(order)))
+	for n, id := range order {
+		yield()
+		key, err := keys.SubjectKey(id)
+		if err != nil {
+			return nil, nil, &KeyError{What: fmt.Sprintf("subject %x", id), Err: err}
+		}
+		var b sealedBlock
+		if out, b, err = p.seal(out, blocks[n], &key, &in.header, sectionPersonal, uint32(n)); err != nil {
+			return nil, nil, err
+		}
+		dir = append(dir, id[:]...)
+		dir = binary.AppendUvarint(dir, uint64(b.raw))
+		dir = binary.AppendUvarint(dir, uint64(b.sealed))
+		dir = append(dir, b.commit[:]...)
+	}
+	return append(dir, owners...), out, nil
+}
+
+// segmentFooter tells where the sections are.
+type segmentFooter struct {
+	columns     []sealedBlock
+	personal    uint64 // offset of the first personal block
+	directoryAt uint64
+	directory   sealedBlock
+	commitments uint64 // offset of the commitment column
+	others      uint64 // offset of the positions of other entries
+}
+
+func appendBlock(b []byte, s sealedBlock) []byte {
+	b = binary.BigEndian.AppendUint32(b, s.raw)
+	b = binary.BigEndian.AppendUint32(b, s.sealed)
+	return append(b, s.commit[:]...)
+}
+
+func takeBlock(b []byte) (sealedBlock, []byte) {
+	s := sealedBlock{raw: binary.BigEndian.Uint32(b), sealed: binary.BigEndian.Uint32(b[4:])}
+	copy(s.commit[:], b[8:])
+	return s, b[40:]
+}
+
+// encode appends the footer and its length.
+func (f *segmentFooter) encode(b []byte) []byte {
+	start := len(b)
+	b = append(b, segmentVersion)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(f.columns)))
+	for _, c := range f.columns {
+		b = appendBlock(b, c)
+	}
+	b = binary.BigEndian.AppendUint64(b, f.personal)
+	b = binary.BigEndian.AppendUint64(b, f.directoryAt)
+	b = appendBlock(b, f.directory)
+	b = binary.BigEndian.AppendUint64(b, f.commitments)
+	b = binary.BigEndian.AppendUint64(b, f.others)
+	return binary.BigEndian.AppendUint32(b, uint32(len(b)-start))
+}
+
+// decodeSegmentFooter reads the footer of a file whose SHA-256 was cut off and
+// returns the offset at which it starts.
+func decodeSegmentFooter(file []byte) (f segmentFooter, at int, err error) {
+	if len(file) < 4 {
+		return f, 0, errSegment
+	}
+	n := uint64(binary.BigEndian.Uint32(file[len(file)-4:]))
+	if n < 3 || n+4 > uint64(len(file)) {
+		return f, 0, errSegment
+	}
+	at = len(file) - 4 - int(n)
+	b := file[at : len(file)-4]
+	cols := int(binary.BigEndian.Uint16(b[1:]))
+	if b[0] != segmentVersion || len(b) != 3+40*cols+16+40+16 {
+		return f, 0, errSegment
+	}
+	b = b[3:]
+	for range cols {
+		var s sealedBlock
+		s, b = takeBlock(b)
+		f.columns = append(f.columns, s)
+	}
+	f.personal = binary.BigEndian.Uint64(b)
+	f.directoryAt = binary.BigEndian.Uint64(b[8:])
+	f.directory, b = takeBlock(b[16:])
+	f.commitments = binary.BigEndian.Uint64(b)
+	f.others = binary.BigEndian.Uint64(b[8:])
+	if f.personal > f.directoryAt || f.directoryAt > f.commitments || f.commitments > f.others || f.others > uint64(at) {
+		return f, 0, errSegment
+	}
+	return f, at, nil
+}
