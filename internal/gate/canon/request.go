@@ -1,0 +1,90 @@
+// Package canon makes the one canonical request: it parses what a client sent
+// strictly and once, refuses what two readers could understand differently,
+// and normalises the rest. Routing, authorization, forwarding and recording
+// all use the Request it returns, never the bytes it came from. It uses the
+// standard library only.
+package canon
+
+import "net/netip"
+
+// Field is one header field. Name is in lower case; Value has no leading or
+// trailing white space.
+type Field struct{ Name, Value string }
+
+// Request is the canonical form of one request. FromHTTP fills it; it is not
+// changed afterwards and may be read from several goroutines.
+type Request struct {
+	Method    string   // token as sent, case kept
+	Scheme    string   // "https" or "http"
+	Host      string   // lower case, no port, no trailing dot; an IPv6 literal without brackets
+	Authority string   // host[:port] canonical, default port removed; to be sent upstream as Host when asked to preserve
+	Path      string   // normal form, begins with '/', no query; what is matched, authorized, forwarded and recorded
+	Segments  []string // decoded path segments: "/" has none, a trailing slash makes the last one ""
+	Query     string   // raw, without '?'
+	HasQuery  bool     // a '?' was there, even if nothing followed
+	Proto     string   // "HTTP/1.1" or "HTTP/2"
+
+	// Fields are the end-to-end fields, lower case, in the order of arrival
+	// within one name. Host, Content-Length, Transfer-Encoding, Connection,
+	// the fields that Connection named, Keep-Alive, Proxy-Connection, TE,
+	// Trailer, Upgrade and Expect are not among them: what they said is in
+	// Authority, ContentLength, TETrailers, Upgrade and ExpectContinue.
+	Fields []Field
+
+	ContentLength int64          // -1: unknown (chunked, or HTTP/2 without length); 0: none
+	Remote        netip.AddrPort // peer, IPv4-mapped addresses unmapped, no zone
+	TLS           *TLS           // nil on plaintext
+
+	Upgrade        string // what the client asks to upgrade to, as sent; "" if it does not
+	ExpectContinue bool   // the client waits for 100 Continue before it sends the body
+	TETrailers     bool   // the client takes trailers (TE: trailers)
+	DroppedNames   int    // fields dropped because their name has a '_' that an upstream may read as '-'
+}
+
+// TLS is the client's side of the connection, in the names that a record
+// uses.
+type TLS struct {
+	Version string // "1.2" or "1.3"
+	Cipher  string
+	Group   string
+	ALPN    string
+	SNI     string
+	Resumed bool
+}
+
+// Get returns the first value of the field name, which must be in lower case,
+// and how many fields of that name there are.
+func (r *Request) Get(name string) (value string, n int) {
+	for i := range r.Fields {
+		if r.Fields[i].Name != name {
+			continue
+		}
+		if n == 0 {
+			value = r.Fields[i].Value
+		}
+		n++
+	}
+	return value, n
+}
+
+// The reasons that an Error can carry; they equal those of package reason.
+const (
+	MalformedRequest    = "malformed_request"
+	AmbiguousFraming    = "ambiguous_framing"
+	BadPath             = "bad_path"
+	BadHost             = "bad_host"
+	HeaderTooLarge      = "header_too_large"
+	UnsupportedProtocol = "unsupported_protocol"
+)
+
+// Error says why a request was refused. Detail is for the operator's log: it
+// names the rule and never quotes what the client sent.
+type Error struct {
+	Reason string // one of the constants above
+	Detail string
+}
+
+// Error implements error.
+func (e *Error) Error() string { return "request refused: " + e.Detail + " (" + e.Reason + ")" }
+
+func refuse(reason, detail string) error { return &Error{Reason: reason, Detail: detail} }
