@@ -1,0 +1,339 @@
+package gate
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gatebook/gatebook/internal/book/record"
+	"github.com/gatebook/gatebook/internal/gate/authn"
+	"github.com/gatebook/gatebook/internal/gate/authz"
+	"github.com/gatebook/gatebook/internal/gate/canon"
+	"github.com/gatebook/gatebook/internal/gate/ratelimit"
+	"github.com/gatebook/gatebook/internal/reason"
+)
+
+// Limiter counts. It is live state, shared by all snapshots.
+type Limiter interface {
+	Take(rule *ratelimit.Rule, key string, now time.Time) ratelimit.Result
+	TakePrefix(rule *ratelimit.Rule, prefix netip.Prefix, now time.Time) ratelimit.Result
+}
+
+// The outcomes of authentication and limits, and the decisions, in records.
+const (
+	outcomeOK      = "ok"
+	outcomeFailed  = "failed"
+	outcomeLimited = "limited"
+	decisionAllow  = "allow"
+	decisionDeny   = "deny"
+)
+
+// canonical refuses what the engine could not read in one way only.
+func (x *exchange) canonical() bool {
+	refusal := x.ex.Refusal()
+	if refusal == nil {
+		return true
+	}
+	x.rec.Kind = record.KindMalformed
+	r := reason.Reason(refusal.Reason)
+	if !r.Valid() {
+		r = reason.MalformedRequest
+	}
+	return x.fail(r)
+}
+
+// accepted refuses new exchanges while the gate drains.
+func (x *exchange) accepted() bool {
+	x.phase = phaseAccept
+	if x.g.draining.Load() {
+		return x.fail(reason.Draining)
+	}
+	return true
+}
+
+// preAuthLimits counts by address prefix, before anything costs anything.
+func (x *exchange) preAuthLimits() bool {
+	x.phase = phaseLimit
+	if len(x.lis.preAuth) == 0 {
+		return true
+	}
+	prefix := x.snap.limitPrefix(x.client)
+	for _, rule := range x.lis.preAuth {
+		if !x.take(rule, x.g.limiter.TakePrefix(rule, prefix, x.start)) {
+			return false
+		}
+	}
+	return true
+}
+
+// take judges one limit; only the one that said no is recorded.
+func (x *exchange) take(rule *ratelimit.Rule, res ratelimit.Result) bool {
+	if res.Allowed {
+		return true
+	}
+	x.limited, x.limit = rule, res
+	x.rec.Limit = record.Limit{
+		Rule: rule.Name, Outcome: outcomeLimited, Remaining: res.Remaining,
+		RetryS: res.RetryAfterSeconds(), Mode: "local",
+	}
+	return x.fail(reason.RateLimited)
+}
+
+// matchRoute finds the route by host, path and method.
+func (x *exchange) matchRoute() bool {
+	x.phase = phaseRoute
+	op, params, allow := x.lis.router.match(x.req.Host, x.req.Method, x.req.Segments, x.values[:0], x.params[:0])
+	x.params = params
+	if op == nil {
+		x.allow = allow
+		if allow != "" {
+			return x.fail(reason.MethodNotAllowed)
+		}
+		return x.fail(reason.NoRoute)
+	}
+	x.op, x.route = op, op.route
+	x.audit = x.route.Audit
+	r := &x.rec
+	r.Route, r.Op, r.Template = x.route.Name, op.name, x.route.Path
+	r.Raw.Unmatched = false
+	for _, name := range x.route.RecordHeaders {
+		for i := range x.req.Fields {
+			if f := &x.req.Fields[i]; f.Name == name {
+				r.Raw.Headers = append(r.Raw.Headers, record.Pair{Name: name, Value: f.Value})
+			}
+		}
+	}
+	return true
+}
+
+// authenticate asks the route's methods in their order.
+func (x *exchange) authenticate() bool {
+	x.phase = phaseAuthn
+	if x.route.Public {
+		return true
+	}
+	if x.twoCredentials() {
+		return x.notAuthenticated(nil, &authn.Failure{Reason: reason.TwoCredentials})
+	}
+	var notMine *authn.Failure
+	for _, a := range x.route.Authenticators {
+		p, err := a.Authenticate(x.ctx, x.req)
+		if err == nil && p != nil {
+			x.authenticated(p)
+			x.lap(&x.rec.Phase.Auth)
+			return true
+		}
+		if !errors.Is(err, authn.ErrNoCredential) {
+			return x.notAuthenticated(a, err)
+		}
+		if notMine == nil {
+			errors.As(err, &notMine)
+		}
+	}
+	if notMine != nil {
+		return x.notAuthenticated(nil, notMine)
+	}
+	return x.notAuthenticated(nil, &authn.Failure{Reason: reason.NoCredential})
+}
+
+// twoCredentials reports whether the fields that the route's methods look at
+// hold two different values: one could be checked and another used. The scheme
+// before a credential does not make it another one.
+func (x *exchange) twoCredentials() bool {
+	first := ""
+	for _, name := range x.route.CredentialFields {
+		for i := range x.req.Fields {
+			f := &x.req.Fields[i]
+			if f.Name != name || f.Value == "" {
+				continue
+			}
+			v := f.Value[strings.LastIndexByte(f.Value, ' ')+1:]
+			if first != "" && v != first {
+				return true
+			}
+			first = v
+		}
+	}
+	return false
+}
+
+// notAuthenticated records a failed attempt: what it claimed is personal.
+func (x *exchange) notAuthenticated(a Authenticator, err error) bool {
+	var f *authn.Failure
+	switch {
+	case errors.As(err, &f) && f.Reason.Valid():
+	case x.ctx.Err() != nil:
+		return x.fail(reason.ClientAborted)
+	default:
+		// A method that cannot say why, or says neither yes nor no.
+		f = &authn.Failure{Reason: reason.IssuerUnavailable}
+	}
+	r := &x.rec
+	r.Authn = record.Authn{
+		Method: record.None, Issuer: f.Issuer, KID: f.KID, Alg: f.Alg,
+		Outcome: outcomeFailed, Reason: string(f.Reason),
+	}
+	if m, ok := a.(interface{ Method() string }); ok {
+		r.Authn.Method = m.Method()
+	}
+	r.Personal.Claimed = f.Claimed
+	x.lap(&r.Phase.Auth)
+	return x.fail(f.Reason)
+}
+
+// authenticated records who it is.
+func (x *exchange) authenticated(p *authn.Principal) {
+	x.principal = p
+	r := &x.rec
+	r.Authn = record.Authn{
+		Method: p.Method, Issuer: p.Issuer, Client: p.Client, Roles: p.Roles,
+		ACR: p.ACR, AMR: p.AMR, KID: p.KID, Alg: p.Alg, Outcome: outcomeOK,
+	}
+	if !p.IssuedAt.IsZero() {
+		r.Authn.AgeS = max(int64(x.start.Sub(p.IssuedAt)/time.Second), 0)
+	}
+	if !p.Expires.IsZero() {
+		r.Authn.TTLS = max(int64(p.Expires.Sub(x.start)/time.Second), 0)
+	}
+	r.Raw.IssuerSub = p.Issuer + "|" + p.Subject
+	r.Personal.Name, r.Personal.Email, r.Personal.TenantUser = p.Name, p.Email, p.Tenant
+	if x.g.tokenHash != nil && p.TokenID != "" {
+		r.Personal.Token = x.g.tokenHash(p.Issuer, p.TokenID)
+	}
+	for _, name := range x.route.RecordClaims {
+		if v, ok := p.Claims[name]; ok {
+			r.Raw.Claims = append(r.Raw.Claims, record.Pair{Name: name, Value: v})
+		}
+	}
+}
+
+// postAuthLimits counts by what is known now. Somebody without a subject or a
+// client counts by address, never by an empty key that all of them share.
+func (x *exchange) postAuthLimits() bool {
+	x.phase = phaseLimit
+	for _, rule := range x.route.Limits {
+		var key string
+		switch p := x.principal; {
+		case rule.Key == ratelimit.KeyRoute:
+			key = x.route.Name
+		case rule.Key == ratelimit.KeyClient && p != nil && p.Client != "":
+			key = p.Issuer + "|" + p.Client
+		case rule.Key != ratelimit.KeyPrefix && p != nil:
+			key = x.rec.Raw.IssuerSub
+		}
+		var res ratelimit.Result
+		if key != "" {
+			res = x.g.limiter.Take(rule, key, x.start)
+		} else {
+			res = x.g.limiter.TakePrefix(rule, x.snap.limitPrefix(x.client), x.start)
+		}
+		if !x.take(rule, res) {
+			return false
+		}
+	}
+	x.lap(&x.rec.Phase.Limit)
+	return true
+}
+
+// authorize asks the policies. Deny by default; any error is a deny.
+func (x *exchange) authorize() bool {
+	x.phase = phaseAuthz
+	if x.route.Engine == nil {
+		x.rec.Authz.Decision = decisionAllow // NewSnapshot allows this on a public route only
+		return true
+	}
+	d := x.route.Engine.Decide(x.decision())
+	x.rec.Authz = record.Authz{Decision: decisionDeny, Policies: d.Policies, Set: d.Set, Errors: len(d.Errors)}
+	x.lap(&x.rec.Phase.Policy)
+	if !d.Allow || len(d.Errors) > 0 {
+		if !d.Reason.Valid() {
+			d.Reason = reason.DeniedByDefault
+		}
+		if len(d.Errors) > 0 {
+			x.g.log.Error("policy error", "request_id", x.idText, "route", x.route.Name, "errors", d.Errors)
+		}
+		return x.fail(d.Reason)
+	}
+	if !x.hasScopes() {
+		return x.fail(reason.ScopeMissing)
+	}
+	x.rec.Authz.Decision = decisionAllow
+	return true
+}
+
+func (x *exchange) hasScopes() bool {
+	for _, s := range x.route.Scopes {
+		if x.principal == nil || !slices.Contains(x.principal.Scopes, s) {
+			return false
+		}
+	}
+	return true
+}
+
+// decision fills the request to the policies. A HEAD is asked as the GET that
+// it stands for.
+func (x *exchange) decision() *authz.Request {
+	d := &x.decide
+	*d = authz.Request{
+		Route: x.route.Name, Action: x.op.name, Method: x.op.method, Path: x.req.Path, Params: x.params,
+		RemoteIP: x.client, Now: x.start,
+	}
+	if x.req.TLS != nil {
+		d.TLSVersion = x.req.TLS.Version
+	}
+	if p := x.principal; p != nil {
+		d.Issuer, d.Subject, d.Client = p.Issuer, p.Subject, p.Client
+		d.Roles, d.Scopes, d.ACR, d.AMR, d.Claims = p.Roles, p.Scopes, p.ACR, p.AMR, p.Claims
+		if !p.AuthTime.IsZero() {
+			d.AuthAge = max(x.start.Sub(p.AuthTime), 1)
+		}
+	}
+	return d
+}
+
+// admit refuses what this route will not forward for whoever asks.
+func (x *exchange) admit() bool {
+	x.phase = phaseAdmit
+	if x.req.Upgrade != "" {
+		return x.fail(reason.UpgradeRefused)
+	}
+	if x.route.MaxBody > 0 && x.req.ContentLength > x.route.MaxBody {
+		return x.fail(reason.BodyTooLarge)
+	}
+	return true
+}
+
+// openMark commits that the exchange is about to be forwarded. Without it the
+// upstream is not called, unless the route allows that.
+func (x *exchange) openMark() bool {
+	x.phase = phaseOpen
+	if x.audit.Intent == IntentNone || x.audit.Intent == IntentUnsafe && safe(x.req) {
+		return true
+	}
+	if x.recorder == nil {
+		return x.fail(reason.BookUnavailable)
+	}
+	ref, err := x.recorder.Open(context.Background(), &x.rec, x.audit.Level)
+	x.lap(&x.rec.Phase.Open)
+	if err == nil {
+		x.ref = ref
+		return true
+	}
+	if x.audit.OnFailure == Allow {
+		return true
+	}
+	return x.fail(bookReason(err))
+}
+
+// safe reports the methods of RFC 9110 section 9.2.1.
+func safe(r *canon.Request) bool {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
+		return true
+	}
+	return false
+}
