@@ -1,0 +1,307 @@
+// Package book keeps one record of every exchange: redacted, sealed under the
+// key of whom it is about, committed to in a tree that nobody can change
+// unnoticed.
+//
+// A record's way is append.go: redact, split, resolve the subject, append to
+// the ledger at the level asked for. read.go is the only place that opens
+// sealed records.
+package book
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gatebook/gatebook/internal/book/keys"
+	"github.com/gatebook/gatebook/internal/book/ledger"
+	"github.com/gatebook/gatebook/internal/book/record"
+	"github.com/gatebook/gatebook/internal/book/redact"
+	"github.com/gatebook/gatebook/internal/book/store"
+)
+
+// Config says where a book is and how it keeps its promises. Dir and KeyDir
+// are needed; the rest has defaults.
+type Config struct {
+	Dir    string // the book's folder
+	KeyDir string // the file wrapper's folder, outside Dir and its backups
+	Prefix string // first part of the origin
+	Node   string
+
+	SegmentMaxAge time.Duration // 1 h
+	SyncWithin    time.Duration // 15 ms
+	CommitTimeout time.Duration // 1 s
+	Heartbeat     time.Duration // 1 min
+	Logger        *slog.Logger
+	Now           func() time.Time
+}
+
+func (c *Config) setDefaults() error {
+	if c.Dir == "" || c.KeyDir == "" {
+		return errors.New("a book needs a data folder and a key folder")
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Heartbeat == 0 {
+		c.Heartbeat = time.Minute
+	}
+	return nil
+}
+
+func (c *Config) statePath() string { return filepath.Join(c.Dir, "state", "keys.db") }
+
+// Create makes a new, empty book and returns its verifier key. The folder must
+// not hold one.
+func Create(ctx context.Context, c Config) (vkey string, err error) {
+	if err := c.setDefaults(); err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(filepath.Dir(c.statePath()), 0o700); err != nil {
+		return "", err
+	}
+	w, err := keys.CreateFileWrapper(c.KeyDir)
+	if err != nil {
+		return "", err
+	}
+	ks, err := keys.OpenBolt(c.statePath(), false)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, ks.Close()) }()
+	ring, err := keys.Create(ctx, ks, w)
+	if err != nil {
+		return "", err
+	}
+	opt, vkey, err := c.ledgerOptions(ring)
+	if err != nil {
+		return "", err
+	}
+	return vkey, ledger.Create(opt, vkey)
+}
+
+// ErrNone means that the folder holds no book. Serving never makes one: an
+// empty disk must not silently become a new log.
+var ErrNone = errors.New("there is no book in this folder; make one with \"gatebook init\"")
+
+// ledgerOptions joins configuration and key ring.
+func (c *Config) ledgerOptions(ring *keys.Ring) (ledger.Options, string, error) {
+	seed, err := ring.SigningSeed()
+	if err != nil {
+		return ledger.Options{}, "", err
+	}
+	defer clear(seed[:])
+	origin := ledger.Origin(c.Prefix, c.Node, seed)
+	signer, vkey, err := ledger.NewSigner(origin, seed)
+	return ledger.Options{
+		FS: store.Dir(c.Dir), Origin: origin, Signer: signer, Keys: ringKeys{ring}, Codec: record.Codec{}, Logger: c.Logger,
+		SegmentMaxAge: c.SegmentMaxAge, SyncWithin: c.SyncWithin, Timeout: c.CommitTimeout, Now: c.Now, CompactMark: compactMark,
+	}, vkey, err
+}
+
+// ringKeys is the key ring as the ledger sees it.
+type ringKeys struct{ ring *keys.Ring }
+
+func kindOf(use ledger.Use) keys.Kind {
+	if use == ledger.UseWAL {
+		return keys.KindWAL
+	}
+	return keys.KindSegment
+}
+
+func (k ringKeys) NewFileKey(use ledger.Use) ([16]byte, [32]byte, error) {
+	id, key, err := k.ring.NewKey(kindOf(use))
+	return id, key, err
+}
+func (k ringKeys) FileKey(use ledger.Use, id [16]byte) ([32]byte, error) {
+	return k.ring.Key(kindOf(use), id)
+}
+func (k ringKeys) DropFileKey(use ledger.Use, id [16]byte) error {
+	return k.ring.Destroy(kindOf(use), id)
+}
+func (k ringKeys) SubjectKey(id [16]byte) ([32]byte, error) { return k.ring.SubjectKey(id) }
+func (k ringKeys) Born(births [][]byte) error               { return k.ring.Project(births) }
+
+// Book is an open book. Its methods are safe for concurrent use; Run must be
+// running.
+type Book struct {
+	cfg    Config
+	ring   *keys.Ring
+	state  keys.Store
+	ledger *ledger.Ledger
+	ids    *record.IDMaker
+	own    *redact.Rules // for records that the book itself makes
+	vkey   string
+	tokens keys.Key // of TokenHash
+	begun  time.Time
+
+	records atomic.Int64 // since the last heartbeat
+	gapMu   sync.Mutex
+	gap     gap // under gapMu
+	buffers sync.Pool
+}
+
+// Open opens a book for writing: recovery first, then an `interrupted` record
+// for every exchange without an outcome, `unclean_stop` if there was one, and
+// `start`. Errors: ErrNone, store.ErrLocked, *ledger.Damage, *ledger.KeyError,
+// keys.ErrKeyUnavailable.
+func Open(ctx context.Context, c Config) (b *Book, err error) {
+	if err := c.setDefaults(); err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(c.statePath()); errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", c.Dir, ErrNone)
+	}
+	ks, err := keys.OpenBolt(c.statePath(), false)
+	if errors.Is(err, keys.ErrLocked) {
+		return nil, fmt.Errorf("%s: %w", c.Dir, store.ErrLocked)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, ks.Close())
+		}
+	}()
+	b = &Book{cfg: c, state: ks, begun: c.Now()}
+	b.buffers.New = func() any { return new(buffer) }
+	if b.own, err = redact.New(redact.Config{}); err != nil {
+		return nil, err
+	}
+	w, err := keys.OpenFileWrapper(c.KeyDir)
+	if err != nil {
+		return nil, err
+	}
+	if b.ring, err = keys.Open(ctx, ks, w); err != nil {
+		return nil, err
+	}
+	opt, vkey, err := c.ledgerOptions(b.ring)
+	if err != nil {
+		return nil, err
+	}
+	hint := make([]byte, 16)
+	rand.Read(hint)
+	if b.ids, err = record.NewIDMaker(hint); err != nil {
+		return nil, err
+	}
+	if b.tokens, err = b.ring.StateKey("token"); err != nil {
+		return nil, err
+	}
+	opt.Hint, b.vkey = hint, vkey
+	l, rec, err := ledger.Open(opt, vkey)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", c.Dir, ErrNone)
+	}
+	if err != nil {
+		return nil, err
+	}
+	b.ledger = l
+	if err := b.recover(ctx, rec); err != nil {
+		return nil, errors.Join(fmt.Errorf("recording the restart: %w", err), l.Close(ctx))
+	}
+	return b, nil
+}
+
+// Run syncs, signs, seals, beats and projects until ctx ends or the ledger
+// fails for good, and returns why.
+func (b *Book) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	for _, loop := range []func(context.Context) error{b.ledger.Run, b.beat} {
+		wg.Go(func() {
+			if err := loop(ctx); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	wg.Wait()
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// Close records the stop, seals and signs everything and lets go of the
+// folder. Run must have returned.
+func (b *Book) Close(ctx context.Context) error {
+	var errs []error
+	if b.ledger.Err() == nil {
+		errs = append(errs, b.flushGap(ctx))
+		errs = append(errs, b.Note(ctx, &record.Record{Kind: record.KindStop, Outcome: record.Success, Event: record.Event{Name: "stop"}}))
+		errs = append(errs, b.ring.Project(b.ring.Pending()))
+	}
+	errs = append(errs, b.ledger.Close(ctx), b.state.Close())
+	return errors.Join(errs...)
+}
+
+// Key returns the verifier key of the book's log.
+func (b *Book) Key() string { return b.vkey }
+
+// NewID makes the id of an exchange that starts at the given time.
+func (b *Book) NewID(start time.Time) record.ID { return b.ids.Next(start.UnixMicro()) }
+
+// TokenHash is what a record keeps of a token: a keyed hash of its issuer and
+// id, by which its uses can be told to be the same token's and nothing else.
+func (b *Book) TokenHash(issuer, tokenID string) string {
+	m := hmac.New(sha256.New, b.tokens[:])
+	fmt.Fprintf(m, "%d|%s%s", len(issuer), issuer, tokenID)
+	return base64.RawURLEncoding.EncodeToString(m.Sum(nil)[:16])
+}
+
+// Err says why the book takes no more records, nil if it does.
+func (b *Book) Err() error { return b.ledger.Err() }
+
+// Status is a glance at the book.
+type Status struct {
+	Origin     string `json:"origin"`
+	Leaves     uint64 `json:"leaves"`
+	Signed     uint64 `json:"signed"`
+	Key        string `json:"key"`
+	Anchor     string `json:"anchor"`
+	Since      string `json:"since"`
+	Failed     string `json:"failed,omitempty"`
+	Lost       int64  `json:"lost"`
+	Checkpoint string `json:"checkpoint"`
+}
+
+// Status reads what the book says of itself. It works while the book is down.
+func (b *Book) Status() Status {
+	s := Status{
+		Origin: b.ledger.Origin(), Leaves: b.ledger.Size(), Key: b.vkey, Anchor: "none",
+		Since: b.begun.UTC().Format(time.RFC3339), Checkpoint: string(b.ledger.Checkpoint()),
+	}
+	if n, err := ledger.CheckpointSize(b.ledger.Checkpoint()); err == nil {
+		s.Signed = n
+	}
+	if err := b.ledger.Err(); err != nil {
+		s.Failed = err.Error()
+	}
+	b.gapMu.Lock()
+	s.Lost = b.gap.count
+	b.gapMu.Unlock()
+	return s
+}
+
+// Version is what start records and the version command call this build.
+func Version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}

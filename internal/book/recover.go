@@ -1,0 +1,117 @@
+package book
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gatebook/gatebook/internal/book/ledger"
+	"github.com/gatebook/gatebook/internal/book/record"
+)
+
+// recover records what the last stop left behind. Every step may be repeated
+// after another crash: an interrupted record closes its mark.
+func (b *Book) recover(ctx context.Context, rec *ledger.Recovered) error {
+	for i := range rec.Marks {
+		if err := b.interrupted(ctx, &rec.Marks[i]); err != nil {
+			return err
+		}
+	}
+	if !rec.Clean && rec.Size > 0 {
+		err := b.Note(ctx, &record.Record{Kind: record.KindUncleanStop, Outcome: record.Failure,
+			Event: record.Event{Name: "unclean_stop", Count: int64(len(rec.Marks)), Exact: true, Cause: tornCause(rec.Cut)}})
+		if err != nil {
+			return err
+		}
+	}
+	err := b.Note(ctx, &record.Record{Kind: record.KindStart, Outcome: record.Success,
+		Event: record.Event{Name: "start", Target: Version(), Clock: syncState()}})
+	if err != nil {
+		return err
+	}
+	return b.ledger.SignCheckpoint(ctx)
+}
+
+func tornCause(cut int64) string {
+	if cut > 0 {
+		return "torn_tail"
+	}
+	return ""
+}
+
+// interrupted turns an open mark into the record of its exchange: what was
+// known when it was forwarded, and that its end is not known.
+func (b *Book) interrupted(ctx context.Context, m *ledger.OpenMark) error {
+	var r record.Record
+	if err := record.Decode(m.Frame, m.Personal, &r); err != nil {
+		return fmt.Errorf("open mark %x: %w", m.ID, err)
+	}
+	r.Kind, r.Outcome = record.KindInterrupted, record.Unknown
+	key, err := b.ring.SubjectKey(m.Subject)
+	if err != nil {
+		return err
+	}
+	it := ledger.Item{
+		Kind: ledger.ItemRecord, Mark: m.ID, Closes: true, Time: m.Time, Subject: m.Subject, SubjectKey: &key,
+		Frame: record.AppendFrame(nil, &r), Personal: record.AppendPersonal(nil, &r),
+	}
+	_, err = b.ledger.Append(ctx, &it, ledger.Written)
+	return err
+}
+
+// compactMark keeps of an open mark what names its exchange: id, time, route,
+// subject, address and path.
+func compactMark(frame, personal []byte) (f, p []byte) {
+	var r record.Record
+	if record.Decode(frame, personal, &r) != nil {
+		return nil, nil
+	}
+	short := record.Record{
+		ID: r.ID, Time: r.Time, Kind: r.Kind, Outcome: r.Outcome, Route: r.Route, Op: r.Op, Subject: r.Subject,
+		Client:   record.Client{Prefix: r.Client.Prefix},
+		Personal: record.Personal{IP: r.Personal.IP, Path: r.Personal.Path},
+	}
+	return record.AppendFrame(nil, &short), record.AppendPersonal(nil, &short)
+}
+
+// clock compares the wall clock with the monotonic one. It belongs to one
+// goroutine.
+type clock struct {
+	start time.Time
+	last  time.Time
+}
+
+func newClock(now time.Time) *clock { return &clock{start: now, last: now} }
+
+func (c *clock) mono(now time.Time) int64 { return now.Sub(c.start).Microseconds() }
+
+// stepLimit is how far the clocks may drift apart between two heartbeats
+// before it is called a step.
+const stepLimit = time.Second
+
+// step returns by how much the wall clock was stepped since the last call, 0
+// if it was not.
+func (c *clock) step(now time.Time) time.Duration {
+	wall := now.Round(0).Sub(c.last.Round(0))
+	mono := now.Sub(c.last)
+	c.last = now
+	if d := wall - mono; d > stepLimit || d < -stepLimit {
+		return d
+	}
+	return 0
+}
+
+// syncState asks the kernel whether the clock is synchronised.
+func syncState() string {
+	var t unix.Timex
+	state, err := unix.Adjtimex(&t)
+	switch {
+	case err != nil:
+		return "unknown"
+	case state == unix.TIME_ERROR || t.Status&unix.STA_UNSYNC != 0:
+		return "unsynced"
+	}
+	return "synced"
+}
