@@ -1,0 +1,295 @@
+package config
+
+import (
+	"net/netip"
+)
+
+// File is a whole configuration file after defaults have been applied: what
+// the product will do. Its tags are the one table from which the decoder, the
+// JSON Schema and docs/configure.md are made:
+//
+//	key       the key in the file
+//	doc       what it means
+//	default   the value when the key is absent, as the file would write it
+//	required  the key must be there
+//	enum      the values allowed, separated by spaces
+//	min, max  the range of a number, duration or size, both ends included
+//	form      what a text must look like (see forms)
+//	names     what a key of a map must look like (see forms)
+//	later     the feature behind a key that this release refuses
+//	laterenum values of an enum that this release refuses
+//
+// A File is not changed after it was read and may be shared.
+type File struct {
+	Data      Path                `key:"data" default:"/var/lib/gatebook" doc:"Directory of the book: write-ahead log, segments, tree and state."`
+	Node      string              `key:"node" required:"true" form:"node" doc:"Name of this node, unique among the nodes that share an origin. It is part of the log's origin and of every record."`
+	Origin    string              `key:"origin" required:"true" form:"origin" doc:"Prefix of the log's name in checkpoints: a host name you own and a path, without scheme. The node and the key's digest are added to it."`
+	Keys      Keys                `key:"keys" doc:"Where the keys that protect the book are kept."`
+	Book      Book                `key:"book" doc:"How the book keeps records."`
+	Listen    []Listener          `key:"listen" required:"true" doc:"Addresses on which requests come in."`
+	Admin     Admin               `key:"admin" doc:"How commands reach the running server."`
+	Health    Health              `key:"health" doc:"Health, readiness and metrics: no authentication, nothing personal, not recorded."`
+	Issuers   []Issuer            `key:"issuers" doc:"Who may issue access tokens."`
+	Upstreams map[string]Upstream `key:"upstreams" names:"name" doc:"Services to which requests go, by name."`
+	Routes    []Route             `key:"routes" required:"true" doc:"What may be asked for. A request that no route matches is answered 404 and recorded."`
+	Roles     map[string]Role     `key:"roles" names:"label" doc:"Routes that the bearer of a role may use, by role. Written into policies; for conditions use policies."`
+	Policies  *Policies           `key:"policies" doc:"Cedar policies. Without an allowing policy or role every request is denied."`
+	Limits    map[string]Limit    `key:"limits" names:"name" doc:"Rate limits, by the name that routes use."`
+	Redact    Redact              `key:"redact" doc:"What records keep beyond the fixed allow-list."`
+	Classes   map[string]Class    `key:"classes" names:"name" later:"retention of records by class" doc:"How long records are kept, by class."`
+	Detect    Later               `key:"detect" later:"detection rules and alerts" doc:"Rules that raise alerts."`
+	Sinks     Later               `key:"sinks" later:"delivery of records to outside systems" doc:"Outside systems that receive records."`
+	Reload    Reload              `key:"reload" doc:"When the file is read again. SIGHUP and the command reload always work; certificates are always watched."`
+	RequestID RequestID           `key:"request_id" doc:"Request ids made by others."`
+
+	source source
+}
+
+// source is where a File came from.
+type source struct {
+	name  string // as in messages
+	dir   string // absolute; relative Paths were resolved against it
+	text  string
+	at    map[string]position // by key path: of the value
+	keyAt map[string]position // by key path: of the key, where there is one
+
+	relative map[Path]bool // file names that were written relative to dir
+}
+
+// Later is the type of a key whose feature does not exist yet. The decoder
+// refuses the key and does not look at its value.
+type Later struct{}
+
+// Keys says where the book's keys are.
+type Keys struct {
+	Wrapper Wrapper `key:"wrapper" doc:"Root of trust that wraps all other keys. Exactly one kind."`
+}
+
+// Wrapper is the root of trust: one kind of several.
+type Wrapper struct {
+	File         Path  `key:"file" default:"/etc/gatebook/keys" doc:"Directory of key files, mode 0700, outside the data directory and outside its backups."`
+	VaultTransit Later `key:"vault_transit" later:"keys wrapped by Vault or OpenBao transit" doc:"Keys wrapped by Vault or OpenBao transit."`
+	AWSKMS       Later `key:"aws_kms" later:"keys wrapped by AWS KMS" doc:"Keys wrapped by AWS KMS."`
+}
+
+// Book says how the book keeps records.
+type Book struct {
+	SegmentMaxAge Duration `key:"segment_max_age" default:"1h" min:"1m" max:"1d" doc:"Age at which a segment is sealed even if it is not full."`
+	SyncWithin    Duration `key:"sync_within" default:"15ms" min:"1ms" max:"1s" doc:"Longest time between a write and its fdatasync at the level written."`
+	CommitTimeout Duration `key:"commit_timeout" default:"1s" min:"10ms" max:"1m" doc:"Longest wait for a record to be kept before the exchange fails with book_slow."`
+	Anchors       Later    `key:"anchors" later:"witnesses and other anchors" doc:"Witnesses that countersign checkpoints."`
+}
+
+// Values of Listener.Plaintext.
+const PlaintextBehindProxy = "behind_proxy"
+
+// Listener is one address on which requests come in. Exactly one of TLS,
+// RedirectToHTTPS and Plaintext is set.
+type Listener struct {
+	Name            string         `key:"name" required:"true" form:"name" doc:"Name by which routes and records refer to it."`
+	Address         string         `key:"address" required:"true" form:"address" doc:"Host and port to listen on; an empty host means all addresses."`
+	TLS             *TLS           `key:"tls" doc:"Serve HTTPS (TLS 1.2 and 1.3) with these certificates."`
+	RedirectToHTTPS bool           `key:"redirect_to_https" doc:"Answer every request with a redirect to the https form of its URL. Nothing is routed."`
+	Plaintext       string         `key:"plaintext" enum:"behind_proxy" doc:"Serve HTTP without TLS because a proxy in front ends it; its addresses go into trusted."`
+	Trusted         []netip.Prefix `key:"trusted" doc:"Address ranges of proxies whose forwarded headers are believed. Unset: nobody's are."`
+	ProxyProtocol   string         `key:"proxy_protocol" default:"off" enum:"off" laterenum:"v1 v2 on optional required" doc:"Whether peers send a PROXY protocol header."`
+	ACME            Later          `key:"acme" later:"certificates obtained by ACME" doc:"Obtain certificates by ACME."`
+}
+
+// TLS is the server side of a listener's TLS.
+type TLS struct {
+	Certificates []Certificate `key:"certificates" required:"true" doc:"Certificates, chosen by server name; the first serves clients that send none."`
+	ClientCA     Later         `key:"client_ca" later:"client certificates (mTLS)" doc:"Authorities of client certificates."`
+	ClientAuth   Later         `key:"client_auth" later:"client certificates (mTLS)" doc:"Whether clients must show a certificate."`
+}
+
+// Certificate is a certificate chain and its private key, both PEM files.
+type Certificate struct {
+	Cert Path `key:"cert" required:"true" form:"file" doc:"PEM file with the certificate and its chain, leaf first."`
+	Key  Path `key:"key" required:"true" form:"file" doc:"PEM file with the private key, readable by its owner only."`
+}
+
+// Admin says how commands reach the running server.
+type Admin struct {
+	Socket  bool  `key:"socket" default:"true" doc:"Open the socket DATA/admin.sock (mode 0600); the peer's uid is the recorded actor."`
+	Address Later `key:"address" later:"administration over TCP" doc:"Address for administration over TCP."`
+	TLS     Later `key:"tls" later:"administration over TCP" doc:"Certificates of the TCP listener."`
+	Roles   Later `key:"roles" later:"administration over TCP" doc:"Who holds which administrative role."`
+}
+
+// Health says where health, readiness and metrics are served.
+type Health struct {
+	Address string `key:"address" form:"address" doc:"Address of /healthz, /readyz and /metrics; unset: not served. Keep it off public networks."`
+}
+
+// Issuer is one authority whose access tokens are accepted. After Parse its
+// fields hold the effective values, those of the preset included.
+type Issuer struct {
+	Name        string   `key:"name" required:"true" form:"name" doc:"Name by which routes and records refer to it."`
+	Preset      string   `key:"preset" default:"rfc9068" enum:"rfc9068 keycloak entra auth0 okta cognito google" doc:"Product that issues the tokens; sets what is not set here as that product really does it. ID tokens are refused under all."`
+	Issuer      string   `key:"issuer" required:"true" form:"issuer" doc:"Issuer identifier: the exact value of the iss claim, an https URL (http on loopback only)."`
+	Audiences   []string `key:"audiences" required:"true" form:"text" doc:"Audiences that mean this gate; a token must name one of them in the claim that the preset reads."`
+	Algorithms  []string `key:"algorithms" enum:"RS256 RS384 RS512 PS256 PS384 PS512 ES256 ES384 ES512 EdDSA" doc:"Signature algorithms accepted. Default: those of the preset."`
+	Types       []string `key:"types" form:"type" doc:"Values of the token's typ header accepted; absent stands for no typ header. Default: those of the preset."`
+	MaxLifetime Duration `key:"max_lifetime" min:"1m" max:"30d" doc:"Longest lifetime (exp minus iat) of an acceptable token. Default: that of the preset."`
+	Skew        Duration `key:"skew" default:"30s" min:"1s" max:"1m" doc:"Clock difference to the issuer that is tolerated."`
+	RolesClaim  string   `key:"roles_claim" form:"pointer" doc:"JSON pointer to the claim that lists the caller's roles. Default: that of the preset."`
+	JWKS        *JWKS    `key:"jwks" doc:"Where the issuer's keys are. Unset: discovered from the issuer URL."`
+	CA          Path     `key:"ca" form:"file" doc:"PEM file of the authorities trusted for discovery and keys, instead of the system's."`
+}
+
+// JWKS names an issuer's key set: exactly one of URL and File.
+type JWKS struct {
+	URL  string `key:"url" form:"jwksurl" doc:"URL of the key set, https (http on loopback only)."`
+	File Path   `key:"file" form:"file" doc:"File with the key set, for issuers that cannot be reached."`
+}
+
+// Values of Upstream.Balance.
+const (
+	BalanceLeastRequests = "least_requests"
+	BalanceRoundRobin    = "round_robin"
+)
+
+// Upstream is a service with one or more interchangeable targets.
+type Upstream struct {
+	Targets      []string     `key:"targets" required:"true" form:"target" doc:"Base URLs: scheme, host and port, without path. All with the same scheme."`
+	Balance      string       `key:"balance" default:"least_requests" enum:"least_requests round_robin" doc:"How a target is chosen."`
+	Timeouts     Timeouts     `key:"timeouts" doc:"How long is waited for the upstream."`
+	TLS          *UpstreamTLS `key:"tls" doc:"How https targets are verified. They always are."`
+	PreserveHost bool         `key:"preserve_host" doc:"Send the client's Host upstream instead of the target's."`
+	MaxIdle      int          `key:"max_idle" default:"128" min:"0" max:"65536" doc:"Idle connections kept per target."`
+	Ejection     Ejection     `key:"ejection" doc:"When a failing target is left out."`
+	Health       Later        `key:"health" later:"active health checks (ejection after failures works without them)" doc:"Active health checks."`
+}
+
+// Timeouts bounds the parts of an upstream call.
+type Timeouts struct {
+	Connect  Duration `key:"connect" default:"1s" min:"1ms" max:"1m" doc:"For a connection, TLS included."`
+	Response Duration `key:"response" default:"30s" min:"1ms" max:"1h" doc:"From the end of the request to the head of the answer."`
+	IdleBody Duration `key:"idle_body" default:"30s" min:"1ms" max:"1d" doc:"Between two reads of the body; long enough for the pauses of event streams."`
+}
+
+// UpstreamTLS says how an upstream's certificate is verified.
+type UpstreamTLS struct {
+	CA         Path   `key:"ca" form:"file" doc:"PEM file of the authorities trusted, instead of the system's."`
+	ServerName string `key:"server_name" form:"host" doc:"Name expected in the certificate and sent as SNI. Default: the target's host."`
+}
+
+// Ejection is passive: it counts the failures of real requests.
+type Ejection struct {
+	Failures int      `key:"failures" default:"5" min:"0" max:"1000" doc:"Consecutive failures after which a target is left out; 0: never. The last target is never left out."`
+	For      Duration `key:"for" default:"10s" min:"100ms" max:"1h" doc:"How long it is left out."`
+}
+
+// Route is a set of requests and what happens to them.
+type Route struct {
+	Name      string   `key:"name" required:"true" form:"route" doc:"Name in roles, policies and records."`
+	Listeners []string `key:"listeners" form:"name" doc:"Listeners on which it is served. Default: all that do not only redirect."`
+	Host      string   `key:"host" form:"host" doc:"Host name asked for, without port. Unset: any."`
+	Path      string   `key:"path" required:"true" form:"pattern" doc:"Path pattern, matched segment by segment: {name} is one segment, {rest...} at the end all that remain."`
+	Methods   []string `key:"methods" form:"method" doc:"Methods allowed. Unset: all."`
+	Upstream  string   `key:"upstream" required:"true" form:"name" doc:"Name of the upstream."`
+	Authn     []Authn  `key:"authn" doc:"Ways to say who is asking, tried in order. A route has this or public."`
+	Public    bool     `key:"public" doc:"Serve callers who do not say who they are. Policies still apply."`
+	Scopes    []string `key:"scopes" form:"scope" doc:"OAuth scopes that a token must have, all of them."`
+	Limits    []string `key:"limits" form:"name" doc:"Names of the rate limits that apply, all of them."`
+	Audit     Audit    `key:"audit" doc:"How firmly the exchange is recorded."`
+	MaxBody   Size     `key:"max_body" default:"10MiB" max:"1024GiB" doc:"Largest request body accepted."`
+	Record    Record   `key:"record" doc:"What the record keeps beyond the usual."`
+	PathRules Later    `key:"path_rules" later:"relaxed path rules (paths are strict)" doc:"Unusual path forms that are let through."`
+}
+
+// Authn is one way to say who is asking: exactly one key.
+type Authn struct {
+	JWT        string `key:"jwt" form:"name" doc:"Bearer access token of the issuer with this name."`
+	APIKey     Later  `key:"apikey" later:"API keys" doc:"API key."`
+	Session    Later  `key:"session" later:"browser sessions" doc:"Browser session."`
+	DPoP       Later  `key:"dpop" later:"DPoP-bound tokens" doc:"DPoP-bound token."`
+	MTLS       Later  `key:"mtls" later:"client certificates (mTLS)" doc:"Client certificate."`
+	Introspect Later  `key:"introspect" later:"token introspection" doc:"Opaque token, introspected."`
+}
+
+// Values of Audit.Commit, Audit.Intent and Audit.OnFailure.
+const (
+	CommitWritten = "written"
+	CommitDurable = "durable"
+	CommitQueued  = "queued"
+
+	IntentAll    = "all"
+	IntentUnsafe = "unsafe"
+	IntentNone   = "none"
+
+	OnFailureRefuse = "refuse"
+	OnFailureAllow  = "allow"
+)
+
+// Audit says how firmly an exchange is recorded.
+type Audit struct {
+	Commit    string `key:"commit" default:"written" enum:"written durable queued" doc:"When an answer may end: its record is in the kernel (survives kill -9), on disk, or only accepted in memory."`
+	Intent    string `key:"intent" default:"all" enum:"all unsafe none" doc:"Which requests are noted before the upstream is called: all, only unsafe methods, or none."`
+	OnFailure string `key:"on_failure" default:"refuse" enum:"refuse allow" doc:"If the book cannot take the record: refuse the request, or answer and count the gap."`
+}
+
+// Record lists what a route's records keep beyond the usual.
+type Record struct {
+	Headers []string `key:"headers" form:"header" doc:"Request headers kept in the personal part, in lower case."`
+	Claims  []string `key:"claims" form:"claim" doc:"Token claims kept in the personal part."`
+	Phases  bool     `key:"phases" doc:"Keep how long each part of the exchange took."`
+}
+
+// Role lists the routes that the bearer of a role may use.
+type Role struct {
+	Allow []string `key:"allow" required:"true" form:"routes" doc:"Route names; orders.* means all routes whose names begin with orders., and * all."`
+}
+
+// Policies names the Cedar policies.
+type Policies struct {
+	Dir    Path `key:"dir" required:"true" form:"file" doc:"Directory of the policy files, *.cedar, in it and below it."`
+	Schema Path `key:"schema" form:"file" doc:"Cedar schema that policies are checked against. Default: schema.cedarschema in dir, else one made from the routes."`
+	Tests  Path `key:"tests" form:"file" doc:"Directory of policy tests, *.json. All must pass before policies are used."`
+}
+
+// Values of Limit.Key.
+const (
+	KeyPrefix  = "prefix"
+	KeySubject = "subject"
+	KeyClient  = "client"
+	KeyRoute   = "route"
+)
+
+// Limit is one rate limit.
+type Limit struct {
+	Key            string `key:"key" required:"true" enum:"prefix subject client route" laterenum:"tenant" doc:"What is counted separately: client address prefix, subject, OAuth client, or the route as a whole."`
+	Rate           Rate   `key:"rate" required:"true" doc:"Requests per second, minute or hour, such as 100/s."`
+	Burst          int64  `key:"burst" min:"1" max:"1000000000" doc:"Requests that may come at once. Default: the number in rate."`
+	Store          string `key:"store" default:"memory" enum:"memory" laterenum:"redis valkey" doc:"Where counters are kept."`
+	OnStoreFailure Later  `key:"on_store_failure" later:"limits shared through a store, so no store can fail" doc:"What happens while the store is away."`
+}
+
+// Redact widens what records keep.
+type Redact struct {
+	ClientPrefix Prefixes            `key:"client_prefix" default:"/24,/32" doc:"Bits of an IPv4 and IPv6 client address kept in the frame, or none."`
+	QueryKeys    map[string][]string `key:"query_keys" names:"route" form:"text" doc:"Query parameters kept in the personal part, by route. All others are dropped."`
+}
+
+// Class is how long records of a class are kept.
+type Class struct {
+	Min Duration `key:"min" required:"true" doc:"Kept at least this long."`
+	Max Duration `key:"max" required:"true" doc:"Removed after this long."`
+}
+
+// Reload says when the file is read again.
+type Reload struct {
+	Watch bool `key:"watch" doc:"Read the file again when it changes."`
+}
+
+// Values of RequestID.AcceptFrom.
+const (
+	AcceptNone    = "none"
+	AcceptTrusted = "trusted"
+)
+
+// RequestID says whose request ids are noted beside our own.
+type RequestID struct {
+	AcceptFrom string `key:"accept_from" default:"none" enum:"none trusted" doc:"Whose X-Request-Id is kept in the personal part: nobody's, or that of a listener's trusted peers."`
+}
