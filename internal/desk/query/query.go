@@ -1,0 +1,234 @@
+// Package query finds records by an expression over their fields.
+package query
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/expr-lang/expr"
+	"github.com/expr-lang/expr/vm"
+
+	"github.com/gatebook/gatebook/internal/book"
+	"github.com/gatebook/gatebook/internal/book/record"
+)
+
+// maxNodes and maxText bound an expression, so that nobody can ask for more
+// work than reading the book takes.
+const (
+	maxNodes = 200
+	maxText  = 4096
+)
+
+// Query says which records are wanted.
+type Query struct {
+	Expr   string    // over the frame's fields; empty: all
+	Since  time.Time // zero: from the beginning
+	Until  time.Time // zero: to the end; exclusive
+	Reveal bool      // open personal parts; their fields may then be used too
+	Limit  int       // newest so many; 0: all
+}
+
+// Match is one record that was found.
+type Match struct {
+	Index    uint64          `json:"index"`
+	Frame    json.RawMessage `json:"frame"`
+	Personal json.RawMessage `json:"personal,omitempty"`
+	Sealed   string          `json:"sealed,omitempty"`
+}
+
+// filter is a compiled query.
+type filter struct {
+	q    Query
+	prog *vm.Program
+	vm   vm.VM
+	env  env
+}
+
+func compile(q Query) (*filter, error) {
+	f := &filter{q: q}
+	if strings.TrimSpace(q.Expr) == "" {
+		return f, nil
+	}
+	var err error
+	f.prog, err = compileExpr(q.Expr, q.Reveal, expr.AsBool())
+	return f, err
+}
+
+func compileExpr(text string, reveal bool, want expr.Option) (*vm.Program, error) {
+	if len(text) > maxText {
+		return nil, &Error{fmt.Sprintf("an expression may have %d bytes, this one has %d", maxText, len(text))}
+	}
+	opts := []expr.Option{expr.DisableAllBuiltins(), expr.MaxNodes(maxNodes)}
+	if want != nil {
+		opts = append(opts, want)
+	}
+	if reveal {
+		opts = append(opts, expr.Env(openEnv{}))
+	} else {
+		opts = append(opts, expr.Env(env{}))
+	}
+	p, err := expr.Compile(text, opts...)
+	if err != nil {
+		return nil, &Error{err.Error()}
+	}
+	return p, nil
+}
+
+// Error means that the expression cannot be used; its text says why and where.
+type Error struct{ text string }
+
+func (e *Error) Error() string { return "expression: " + e.text }
+
+// match evaluates the filter for one record.
+func (f *filter) match(e *book.Entry) (bool, error) {
+	at := e.Record.At()
+	if !f.q.Since.IsZero() && at.Before(f.q.Since) || !f.q.Until.IsZero() && !at.Before(f.q.Until) {
+		return false, nil
+	}
+	if f.prog == nil {
+		return true, nil
+	}
+	out, err := f.run(f.prog, e)
+	if err != nil {
+		return false, err
+	}
+	return out.(bool), nil
+}
+
+func (f *filter) run(p *vm.Program, e *book.Entry) (any, error) {
+	f.env.set(e.Index, e.Record)
+	var in any = f.env
+	if f.q.Reveal {
+		in = openEnv{f.env, personalOf(&e.Record.Personal)}
+	}
+	out, err := f.vm.Run(p, in)
+	if err != nil {
+		return nil, &Error{err.Error()}
+	}
+	return out, nil
+}
+
+// Search hands out what matches, oldest first. With a Limit it is the newest
+// so many.
+func Search(r *book.Reader, q Query, fn func(*Match) error) error {
+	f, err := compile(q)
+	if err != nil {
+		return err
+	}
+	var ring []Match // with a limit
+	n := 0
+	err = r.Each(0, r.Size(), q.Reveal, func(e *book.Entry) error {
+		ok, err := f.match(e)
+		if err != nil || !ok {
+			return err
+		}
+		m := NewMatch(e)
+		if q.Limit <= 0 {
+			return fn(m)
+		}
+		m.Frame, m.Personal = append(json.RawMessage(nil), m.Frame...), append(json.RawMessage(nil), m.Personal...)
+		if len(ring) < q.Limit {
+			ring = append(ring, *m)
+		} else {
+			ring[n%q.Limit] = *m
+		}
+		n++
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for i := range ring {
+		if err := fn(&ring[(n+i)%len(ring)]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// NewMatch shows an entry. Its slices are the entry's.
+func NewMatch(e *book.Entry) *Match {
+	m := &Match{Index: e.Index, Frame: e.Frame, Personal: e.Personal}
+	if e.Sealed != nil {
+		m.Sealed = e.Sealed.Error()
+	}
+	return m
+}
+
+// Count is how many records share a value.
+type Count struct {
+	Value string `json:"value"`
+	Count int64  `json:"count"`
+}
+
+// maxGroups bounds the memory of a count.
+const maxGroups = 100_000
+
+// CountBy counts what matches by the value of a field (or any expression),
+// most first.
+func CountBy(r *book.Reader, field string, q Query) ([]Count, error) {
+	f, err := compile(q)
+	if err != nil {
+		return nil, err
+	}
+	by, err := compileExpr(field, q.Reveal, nil)
+	if err != nil {
+		return nil, err
+	}
+	counts := map[string]int64{}
+	err = r.Each(0, r.Size(), q.Reveal, func(e *book.Entry) error {
+		ok, err := f.match(e)
+		if err != nil || !ok {
+			return err
+		}
+		v, err := f.run(by, e)
+		if err != nil {
+			return err
+		}
+		key := fmt.Sprint(v)
+		if _, have := counts[key]; !have && len(counts) == maxGroups {
+			return &Error{fmt.Sprintf("more than %d different values; count by something coarser", maxGroups)}
+		}
+		counts[key]++
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Count, 0, len(counts))
+	for v, n := range counts {
+		out = append(out, Count{v, n})
+	}
+	sort.Slice(out, func(i, j int) bool {
+		if out[i].Count != out[j].Count {
+			return out[i].Count > out[j].Count
+		}
+		return out[i].Value < out[j].Value
+	})
+	return out, nil
+}
+
+// IsUsage tells errors of the question from errors of the book.
+func IsUsage(err error) bool {
+	var e *Error
+	return errors.As(err, &e)
+}
+
+// Find hands out the record of one exchange.
+func Find(r *book.Reader, id string, reveal bool) (*Match, error) {
+	rid, err := record.ParseID(id)
+	if err != nil {
+		return nil, &Error{fmt.Sprintf("%q is not a request id: %v", id, err)}
+	}
+	var out *Match
+	err = r.Find(rid, reveal, func(e *book.Entry) error {
+		out = NewMatch(e)
+		out.Frame, out.Personal = append(json.RawMessage(nil), out.Frame...), append(json.RawMessage(nil), out.Personal...)
+		return nil
+	})
+	return out, err
+}
