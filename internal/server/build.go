@@ -1,0 +1,267 @@
+package server
+
+import (
+	"bytes"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/gatebook/gatebook/internal/book"
+	"github.com/gatebook/gatebook/internal/book/record"
+	"github.com/gatebook/gatebook/internal/book/redact"
+	"github.com/gatebook/gatebook/internal/config"
+	"github.com/gatebook/gatebook/internal/gate"
+	"github.com/gatebook/gatebook/internal/gate/authn"
+	"github.com/gatebook/gatebook/internal/gate/authz"
+	"github.com/gatebook/gatebook/internal/gate/ratelimit"
+	"github.com/gatebook/gatebook/internal/gate/upstream"
+)
+
+// parts are the live objects that a configuration asks for and the snapshot
+// that joins them.
+type parts struct {
+	issuers  map[string]*authn.JWT
+	pools    map[string]*upstream.Pool
+	engine   *authz.Engine
+	rules    *redact.Rules
+	snapshot *gate.Snapshot
+}
+
+// build makes the parts. Every problem is an error; nothing is started.
+func build(f *config.File, b *book.Book, log *slog.Logger) (*parts, error) {
+	p := &parts{issuers: map[string]*authn.JWT{}, pools: map[string]*upstream.Pool{}}
+	var errs []error
+	cache := authn.NewCache(0)
+	for i := range f.Issuers {
+		j, err := buildIssuer(&f.Issuers[i], cache, log)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("issuer %q: %w", f.Issuers[i].Name, err))
+			continue
+		}
+		p.issuers[f.Issuers[i].Name] = j
+	}
+	for name, u := range f.Upstreams {
+		pool, err := upstream.NewPool(poolConfig(name, &u, log))
+		if err != nil {
+			errs = append(errs, fmt.Errorf("upstream %q: %w", name, err))
+			continue
+		}
+		p.pools[name] = pool
+	}
+	var err error
+	if p.engine, err = BuildEngine(f); err != nil {
+		errs = append(errs, err)
+	}
+	if p.rules, err = redact.New(redactConfig(f, p.issuers)); err != nil {
+		errs = append(errs, fmt.Errorf("redact: %w", err))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	p.snapshot, err = p.buildSnapshot(f, b)
+	return p, err
+}
+
+func buildIssuer(c *config.Issuer, cache *authn.Cache, log *slog.Logger) (*authn.JWT, error) {
+	rules := c.Rules()
+	keys := authn.KeySource{}
+	where := c.Issuer
+	if c.JWKS != nil {
+		keys.URL, keys.File = c.JWKS.URL, string(c.JWKS.File)
+		where = cmpOr(keys.URL, where)
+	}
+	if u, err := url.Parse(where); err == nil && u.Scheme == "http" {
+		keys.AllowLoopbackHTTP = true // config admits http on loopback only
+	}
+	if c.CA != "" {
+		pool, err := loadPool(string(c.CA))
+		if err != nil {
+			return nil, err
+		}
+		keys.RootCAs = pool
+	}
+	return authn.NewJWT(authn.JWTConfig{
+		Name: c.Name, Issuer: c.Issuer, Audiences: c.Audiences, Algorithms: rules.Algorithms,
+		Types: rules.Types, AllowNoType: rules.AllowNoType, MaxLifetime: rules.MaxLifetime, Skew: c.Skew.Std(),
+		RolesClaim: rules.RolesClaim, ScopeClaim: rules.ScopeClaim, AudienceClaim: rules.AudienceClaim, ClientClaims: rules.ClientClaims,
+		RequireClaims: rules.RequireClaims, RefuseClaims: rules.RefuseClaims, Keys: keys, Cache: cache, Logger: log,
+	})
+}
+
+func cmpOr(s, fallback string) string {
+	if s == "" {
+		return fallback
+	}
+	return s
+}
+
+func loadPool(file string) (*x509.CertPool, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(b) {
+		return nil, fmt.Errorf("%s holds no certificate in PEM form", file)
+	}
+	return pool, nil
+}
+
+func poolConfig(name string, u *config.Upstream, log *slog.Logger) upstream.Config {
+	c := upstream.Config{
+		Name: name, Targets: u.Targets, Balance: u.Balance, PreserveHost: u.PreserveHost, MaxIdlePerTarget: u.MaxIdle, Logger: log,
+		ConnectTimeout: u.Timeouts.Connect.Std(), ResponseTimeout: u.Timeouts.Response.Std(), IdleBody: u.Timeouts.IdleBody.Std(),
+		Ejection: upstream.Ejection{Failures: u.Ejection.Failures, BaseTime: u.Ejection.For.Std()},
+	}
+	if u.TLS != nil {
+		c.CAFile, c.ServerName = string(u.TLS.CA), u.TLS.ServerName
+	}
+	return c
+}
+
+// BuildEngine loads the policies and roles of a configuration. Policy tests
+// run; a bundle whose tests fail is refused.
+func BuildEngine(f *config.File) (*authz.Engine, error) {
+	c := authz.Config{Roles: map[string]authz.Role{}}
+	if f.Policies != nil {
+		c.Dir, c.Schema, c.Tests = string(f.Policies.Dir), string(f.Policies.Schema), string(f.Policies.Tests)
+	}
+	for name, r := range f.Roles {
+		c.Roles[name] = authz.Role{Allow: r.Allow}
+	}
+	for _, r := range f.Routes {
+		c.Routes = append(c.Routes, authz.Route{Name: r.Name, Methods: r.Methods, Template: r.Path, Anonymous: r.Public})
+	}
+	return authz.Load(c)
+}
+
+func redactConfig(f *config.File, issuers map[string]*authn.JWT) redact.Config {
+	c := redact.Config{
+		ClientPrefix4: keepBits(f.Redact.ClientPrefix.V4), ClientPrefix6: keepBits(f.Redact.ClientPrefix.V6),
+		QueryKeys: f.Redact.QueryKeys, Headers: map[string][]string{}, Claims: map[string][]string{},
+	}
+	for _, r := range f.Routes {
+		c.Headers[r.Name], c.Claims[r.Name] = r.Record.Headers, r.Record.Claims
+		c.Names.Routes = append(c.Names.Routes, r.Name)
+		c.Names.Templates = append(c.Names.Templates, r.Path)
+		if r.Host != "" {
+			c.Names.Hosts = append(c.Names.Hosts, r.Host)
+			c.Names.SNI = append(c.Names.SNI, r.Host)
+		}
+	}
+	for role := range f.Roles {
+		c.Names.Roles = append(c.Names.Roles, role)
+	}
+	slices.Sort(c.Names.Roles)
+	for _, i := range f.Issuers {
+		c.Names.Issuers = append(c.Names.Issuers, i.Name)
+	}
+	loaded := make([]*authn.JWT, 0, len(issuers))
+	for _, j := range issuers {
+		loaded = append(loaded, j)
+	}
+	c.Names.Loaded = func(what redact.Name, value string) bool {
+		if what != redact.KIDName {
+			return false
+		}
+		return slices.ContainsFunc(loaded, func(j *authn.JWT) bool { return j.HasKey(value) })
+	}
+	return c
+}
+
+// keepBits translates "no bits" of the file into redact's form.
+func keepBits(n int) int {
+	if n == 0 {
+		return -1
+	}
+	return n
+}
+
+func (p *parts) buildSnapshot(f *config.File, b *book.Book) (*gate.Snapshot, error) {
+	id := f.Digest([]byte(p.engine.SetHash()), []byte(p.rules.Digest()))
+	c := gate.SnapshotConfig{
+		ID: id, Node: f.Node, Recorder: b.Recorder(p.rules, id),
+		RecordBits4: f.Redact.ClientPrefix.V4, RecordBits6: f.Redact.ClientPrefix.V6,
+	}
+	for _, l := range f.Listen {
+		if !l.RedirectToHTTPS {
+			c.Listeners = append(c.Listeners, gate.Listener{Name: l.Name, Trusted: l.Trusted})
+		}
+	}
+	limits := map[string]*ratelimit.Rule{}
+	for name, l := range f.Limits {
+		limits[name] = &ratelimit.Rule{Name: name, Key: l.Key, Rate: l.Rate.Count, Per: l.Rate.Per, Burst: l.Burst}
+	}
+	for i := range f.Routes {
+		c.Routes = append(c.Routes, p.buildRoute(&f.Routes[i], limits))
+	}
+	return gate.NewSnapshot(c)
+}
+
+func (p *parts) buildRoute(r *config.Route, limits map[string]*ratelimit.Rule) *gate.Route {
+	out := &gate.Route{
+		Name: r.Name, Listeners: r.Listeners, Host: r.Host, Path: r.Path, Methods: r.Methods,
+		Public: r.Public, Engine: p.engine, Scopes: r.Scopes,
+		Upstream: p.pools[r.Upstream], UpstreamName: r.Upstream,
+		MaxBody: int64(r.MaxBody), Audit: auditOf(r.Audit, r.Record.Phases),
+		RecordHeaders: lower(r.Record.Headers), RecordClaims: r.Record.Claims,
+	}
+	for _, a := range r.Authn {
+		out.Authenticators = append(out.Authenticators, p.issuers[a.JWT])
+	}
+	for _, name := range r.Limits {
+		out.Limits = append(out.Limits, limits[name])
+	}
+	return out
+}
+
+func lower(names []string) []string {
+	out := make([]string, len(names))
+	for i, n := range names {
+		out[i] = strings.ToLower(n)
+	}
+	return out
+}
+
+func auditOf(a config.Audit, phases bool) gate.Audit {
+	out := gate.Audit{Phases: phases}
+	switch a.Commit {
+	case config.CommitDurable:
+		out.Level = record.Durable
+	case config.CommitQueued:
+		out.Level = record.Queued
+	}
+	switch a.Intent {
+	case config.IntentUnsafe:
+		out.Intent = gate.IntentUnsafe
+	case config.IntentNone:
+		out.Intent = gate.IntentNone
+	}
+	if a.OnFailure == config.OnFailureAllow {
+		out.OnFailure = gate.Allow
+	}
+	return out
+}
+
+// Describe is a line for each thing that a configuration would serve, for
+// people who check it.
+func Describe(f *config.File) string {
+	var b bytes.Buffer
+	for _, r := range f.Routes {
+		who := "public"
+		if !r.Public {
+			var names []string
+			for _, a := range r.Authn {
+				names = append(names, a.JWT)
+			}
+			who = "jwt " + strings.Join(names, ", ")
+		}
+		fmt.Fprintf(&b, "%-20s %s%s -> %s (%s)\n", r.Name, r.Host, r.Path, r.Upstream, who)
+	}
+	return b.String()
+}

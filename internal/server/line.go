@@ -1,0 +1,219 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/gatebook/gatebook/internal/config"
+	"github.com/gatebook/gatebook/internal/gate"
+	"github.com/gatebook/gatebook/internal/obs"
+)
+
+// Limits of connections; each has its reason in reference documents on slow
+// and oversized requests.
+const (
+	readHeaderTimeout = 5 * time.Second
+	idleTimeout       = 60 * time.Second
+	maxHeaderBytes    = 48 << 10 // the gate refuses above 32 KiB of fields itself
+	maxStreams        = 100
+	certPoll          = 10 * time.Second
+)
+
+// line is one listener.
+type line struct {
+	name   string
+	socket net.Listener
+	http   *http.Server
+	certs  *certStore // nil without TLS
+}
+
+func (s *Server) newLine(c *config.Listener) (*line, error) {
+	l := &line{name: c.Name}
+	var handler http.Handler = gate.NewHTTPEngine(s.gate, gate.HTTPConfig{Listener: c.Name, TLS: c.TLS != nil})
+	if c.RedirectToHTTPS {
+		handler = http.HandlerFunc(redirect)
+	}
+	l.http = &http.Server{
+		Handler: handler, ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), Protocols: new(http.Protocols),
+		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
+		// The gate answers OPTIONS * like any other request.
+		DisableGeneralOptionsHandler: true,
+	}
+	l.http.Protocols.SetHTTP1(true)
+	var err error
+	if c.TLS != nil {
+		if l.certs, err = newCertStore(c.TLS, s.log); err != nil {
+			return nil, err
+		}
+		l.http.Protocols.SetHTTP2(true)
+		l.http.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: l.certs.config}
+	}
+	l.socket, err = net.Listen("tcp", c.Address)
+	return l, err
+}
+
+func (l *line) serve() error {
+	if l.certs == nil {
+		return l.http.Serve(l.socket)
+	}
+	return l.http.ServeTLS(l.socket, "", "")
+}
+
+// watch reads certificates again when their files change, until stopWatch.
+func (l *line) watch(ctx context.Context) {
+	if l.certs != nil {
+		l.certs.run(ctx)
+	}
+}
+
+func (l *line) stopWatch() {
+	if l.certs != nil {
+		l.certs.stop()
+	}
+}
+
+// shutdown takes no new connection and waits for exchanges under way; those
+// that are not done when ctx ends are cut.
+func (l *line) shutdown(ctx context.Context) error {
+	err := l.http.Shutdown(ctx)
+	if err == nil {
+		return nil
+	}
+	return errors.Join(fmt.Errorf("listener %q: exchanges were cut after %s: %w", l.name, drainTime, err), l.http.Close())
+}
+
+func (l *line) close() error {
+	if err := l.socket.Close(); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// redirect sends a client to the https form of what it asked for.
+func redirect(w http.ResponseWriter, r *http.Request) {
+	host, _, err := net.SplitHostPort(r.Host)
+	if err != nil {
+		host = r.Host
+	}
+	w.Header().Set("Connection", "close")
+	http.Redirect(w, r, "https://"+host+r.URL.RequestURI(), http.StatusPermanentRedirect)
+}
+
+// certStore holds the certificates of one listener as last read.
+type certStore struct {
+	files []config.Certificate
+	log   *slog.Logger
+	now   atomic.Pointer[tls.Config]
+	seen  []time.Time // of each file; owned by run
+	quit  chan struct{}
+}
+
+func newCertStore(c *config.TLS, log *slog.Logger) (*certStore, error) {
+	s := &certStore{files: c.Certificates, log: log, quit: make(chan struct{})}
+	s.seen = s.modified()
+	return s, s.load()
+}
+
+// load reads every pair; after an error the certificates before stay.
+func (s *certStore) load() error {
+	c := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}
+	for _, f := range s.files {
+		pair, err := tls.LoadX509KeyPair(string(f.Cert), string(f.Key))
+		if err != nil {
+			return err
+		}
+		c.Certificates = append(c.Certificates, pair)
+	}
+	s.now.Store(c)
+	return nil
+}
+
+func (s *certStore) config(*tls.ClientHelloInfo) (*tls.Config, error) { return s.now.Load(), nil }
+
+func (s *certStore) modified() []time.Time {
+	var out []time.Time
+	for _, f := range s.files {
+		for _, name := range []string{string(f.Cert), string(f.Key)} {
+			var at time.Time
+			if st, err := os.Stat(name); err == nil {
+				at = st.ModTime()
+			}
+			out = append(out, at)
+		}
+	}
+	return out
+}
+
+func (s *certStore) run(ctx context.Context) {
+	tick := time.NewTicker(certPoll)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.quit:
+			return
+		case <-tick.C:
+			s.poll()
+		}
+	}
+}
+
+func (s *certStore) stop() { close(s.quit) }
+
+func (s *certStore) poll() {
+	at := s.modified()
+	same := true
+	for i := range at {
+		same = same && at[i].Equal(s.seen[i])
+	}
+	if same {
+		return
+	}
+	if err := s.load(); err != nil {
+		s.log.Error("changed certificates were not taken; those before stay in use", "err", err)
+		return
+	}
+	s.seen = at
+	s.log.Info("certificates were read again")
+}
+
+// healthLine serves health, readiness and metrics.
+type healthLine struct {
+	socket net.Listener
+	http   *http.Server
+}
+
+func newHealthLine(addr string, ready func() error, gauges []obs.Gauge) (*healthLine, error) {
+	h, err := obs.NewHealth(ready, gauges)
+	if err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("tcp", addr)
+	return &healthLine{l, &http.Server{Handler: h, ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout}}, err
+}
+
+func (h *healthLine) serve(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { h.http.Close() })
+	defer stop()
+	if err := h.http.Serve(h.socket); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+func (h *healthLine) close() error {
+	if err := h.socket.Close(); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,120 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/user"
+	"runtime"
+
+	"github.com/gatebook/gatebook/internal/book"
+	"github.com/gatebook/gatebook/internal/book/keys"
+	"github.com/gatebook/gatebook/internal/book/ledger"
+	"github.com/gatebook/gatebook/internal/book/record"
+	"github.com/gatebook/gatebook/internal/book/store"
+	"github.com/gatebook/gatebook/internal/config"
+	"github.com/gatebook/gatebook/internal/desk/admin"
+	"github.com/gatebook/gatebook/internal/desk/query"
+)
+
+// CreateBook makes the book of a configuration and returns its verifier key.
+func CreateBook(ctx context.Context, f *config.File) (string, error) {
+	if err := os.MkdirAll(string(f.Data), 0o700); err != nil {
+		return "", err
+	}
+	return book.Create(ctx, BookConfig(f, nil))
+}
+
+// Offline reads a book that no process serves. Opening it takes the lock.
+type Offline struct {
+	reader *book.Reader
+	book   *book.Book // only when personal parts are to be opened
+}
+
+// OpenOffline opens the book of a configuration. To open personal parts it
+// opens the book for writing too: each such opening is itself a record.
+func OpenOffline(ctx context.Context, f *config.File, act, target string, reveal bool) (*Offline, error) {
+	c := BookConfig(f, slog.New(slog.DiscardHandler))
+	if !reveal {
+		r, err := book.OpenReader(ctx, c)
+		return &Offline{reader: r}, err
+	}
+	b, err := book.Open(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	if err := admin.NoteAccess(ctx, b, localActor(), act, target, true); err != nil {
+		return nil, errors.Join(err, b.Close(ctx))
+	}
+	r, err := b.Reader()
+	if err != nil {
+		return nil, errors.Join(err, b.Close(ctx))
+	}
+	return &Offline{reader: r, book: b}, nil
+}
+
+func localActor() string {
+	if u, err := user.Current(); err == nil {
+		return "uid:" + u.Uid
+	}
+	return fmt.Sprintf("uid:%d", os.Getuid())
+}
+
+// Close lets go of the book.
+func (o *Offline) Close(ctx context.Context) error {
+	err := o.reader.Close()
+	if o.book != nil {
+		err = errors.Join(err, o.book.Close(ctx))
+	}
+	return err
+}
+
+// Search hands out what matches.
+func (o *Offline) Search(q query.Query, fn func(*query.Match) error) error {
+	return query.Search(o.reader, q, fn)
+}
+
+// Find returns the record of one exchange.
+func (o *Offline) Find(id string, reveal bool) (*query.Match, error) {
+	return query.Find(o.reader, id, reveal)
+}
+
+// Count counts what matches.
+func (o *Offline) Count(field string, q query.Query) ([]query.Count, error) {
+	return query.CountBy(o.reader, field, q)
+}
+
+// Prove makes a proof file.
+func (o *Offline) Prove(id string, reveal bool) ([]byte, error) {
+	return admin.Prove(o.reader, id, reveal)
+}
+
+// Verify checks the evidence in a folder; keyDir may be empty. While a server
+// has the book open it fails with an error that IsLocked knows.
+func Verify(ctx context.Context, dir, keyDir, key string, saved []byte) (*ledger.Report, error) {
+	return book.Verify(ctx, book.VerifyOptions{Dir: dir, KeyDir: keyDir, Key: key, Saved: saved})
+}
+
+// IsLocked tells whether another process has the book.
+func IsLocked(err error) bool { return errors.Is(err, store.ErrLocked) }
+
+// IsNotFound tells whether something asked for is not there.
+func IsNotFound(err error) bool { return errors.Is(err, book.ErrNotFound) }
+
+// IsKeyless tells whether a key is missing or cannot be unwrapped.
+func IsKeyless(err error) bool {
+	var k *ledger.KeyError
+	return errors.As(err, &k) || errors.Is(err, keys.ErrKeyUnavailable)
+}
+
+// Build says what this binary is.
+type Build struct {
+	Version string `json:"version"`
+	Go      string `json:"go"`
+	Schema  int    `json:"record_schema"`
+}
+
+// Version describes the build.
+func Version() Build { return Build{book.Version(), runtime.Version(), record.Version} }
