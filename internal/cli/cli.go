@@ -1,0 +1,155 @@
+// Package cli is the commands. Each talks to the admin socket of a running
+// server, or takes the lock and reads the book offline.
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gatebook/gatebook/internal/book/ledger"
+	"github.com/gatebook/gatebook/internal/config"
+	"github.com/gatebook/gatebook/internal/desk/evidence"
+	"github.com/gatebook/gatebook/internal/server"
+)
+
+// Exit codes; they are documented in docs/operate.md and tested.
+const (
+	ExitOK        = 0
+	ExitFailure   = 1
+	ExitUsage     = 2
+	ExitNotFound  = 3
+	ExitDenied    = 4
+	ExitDamaged   = 10
+	ExitTruncated = 11
+	ExitUnsure    = 12
+	ExitLocked    = 13
+	ExitKeyless   = 14
+)
+
+// IO is what a command reads and writes.
+type IO struct {
+	In  io.Reader
+	Out io.Writer
+	Err io.Writer
+}
+
+// exitError ends a command with a code of its own.
+type exitError struct {
+	code int
+	err  error // nil: everything was said already
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit %d", e.code)
+	}
+	return e.err.Error()
+}
+func (e *exitError) Unwrap() error { return e.err }
+
+// Run runs one command line and returns the exit code.
+func Run(ctx context.Context, args []string, stdio IO) int {
+	root := newRoot(stdio)
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return ExitOK
+	}
+	var e *exitError
+	if !errors.As(err, &e) || e.err != nil {
+		fmt.Fprintln(stdio.Err, "gatebook:", err)
+	}
+	return codeOf(err)
+}
+
+// codeOf maps an error to its documented exit code.
+func codeOf(err error) int {
+	var e *exitError
+	var usage *usageError
+	var damage *ledger.Damage
+	var problems *config.Problems
+	switch {
+	case errors.As(err, &e):
+		return e.code
+	case errors.As(err, &usage), errors.As(err, &problems):
+		return ExitUsage
+	case server.IsLocked(err):
+		return ExitLocked
+	case server.IsNotFound(err):
+		return ExitNotFound
+	case server.IsKeyless(err):
+		return ExitKeyless
+	case errors.Is(err, evidence.ErrProof):
+		return ExitDamaged
+	case errors.As(err, &damage):
+		if damage.Kind == ledger.Truncated {
+			return ExitTruncated
+		}
+		return ExitDamaged
+	}
+	return ExitFailure
+}
+
+// usageError is a command line that cannot be understood.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+func usagef(format string, a ...any) error { return &usageError{fmt.Errorf(format, a...)} }
+
+// app is what all commands share.
+type app struct {
+	IO
+	configFile string
+	json       bool
+}
+
+func newRoot(stdio IO) *cobra.Command {
+	a := &app{IO: stdio}
+	root := &cobra.Command{
+		Use:           "gatebook",
+		Short:         "An identity-aware API proxy whose access log stands up in an audit",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	root.SetIn(stdio.In)
+	root.SetOut(stdio.Out)
+	root.SetErr(stdio.Err)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	root.PersistentFlags().StringVarP(&a.configFile, "config", "c", "/etc/gatebook/gatebook.yaml", "configuration file")
+	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON")
+	root.AddCommand(
+		a.initCommand(), a.checkCommand(), a.serveCommand(),
+		a.verifyCommand(), a.searchCommand(), a.showCommand(), a.countCommand(), a.proveCommand(),
+		a.statusCommand(), a.versionCommand(),
+	)
+	for _, c := range root.Commands() {
+		args := c.Args
+		c.Args = func(c *cobra.Command, given []string) error {
+			if err := args(c, given); err != nil {
+				return &usageError{err}
+			}
+			return nil
+		}
+	}
+	return root
+}
+
+// load reads and checks the configuration.
+func (a *app) load() (*config.File, error) { return config.Load(a.configFile) }
+
+func (a *app) printJSON(v any) error {
+	enc := json.NewEncoder(a.Out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+func (a *app) printf(format string, args ...any) { fmt.Fprintf(a.Out, format, args...) }

@@ -1,0 +1,155 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gatebook/gatebook/internal/config"
+	"github.com/gatebook/gatebook/internal/obs"
+	"github.com/gatebook/gatebook/internal/server"
+)
+
+func (a *app) serveCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "serve",
+		Short:   "Serve what the configuration declares, until SIGTERM or Ctrl-C",
+		Example: "  gatebook serve -c /etc/gatebook/gatebook.yaml",
+		Args:    cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			f, err := a.load()
+			if err != nil {
+				return err
+			}
+			if p := config.Check(f); p != nil {
+				return p
+			}
+			s, err := server.New(c.Context(), f, obs.NewLogger(a.Err))
+			if err != nil {
+				return err
+			}
+			for _, l := range f.Listen {
+				fmt.Fprintf(a.Err, "listening on %s (%s)\n", s.Addr(l.Name), l.Name)
+			}
+			return s.Run(c.Context())
+		},
+	}
+}
+
+func (a *app) checkCommand() *cobra.Command {
+	var schema bool
+	c := &cobra.Command{
+		Use:     "check [FILE]",
+		Short:   "Check a configuration and its policies; name every problem at once",
+		Example: "  gatebook check /etc/gatebook/gatebook.yaml\n  gatebook check --print-schema > gatebook.schema.json",
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			if schema {
+				_, err := a.Out.Write(config.PrintSchema())
+				return err
+			}
+			if len(args) == 1 {
+				a.configFile = args[0]
+			}
+			return a.check()
+		},
+	}
+	c.Flags().BoolVar(&schema, "print-schema", false, "print a JSON Schema for editors and exit")
+	return c
+}
+
+func (a *app) check() error {
+	f, err := a.load()
+	if err != nil {
+		return err
+	}
+	if p := config.Check(f); p != nil {
+		return p
+	}
+	engine, err := server.BuildEngine(f)
+	if err != nil {
+		return &usageError{err}
+	}
+	if a.json {
+		return a.printJSON(map[string]any{"file": f.Name(), "ok": true, "routes": len(f.Routes), "policies": len(engine.Policies()), "policy_set": engine.SetHash()})
+	}
+	a.printf("%s: ok, %d routes, %d policies (set %s)\n%s", f.Name(), len(f.Routes), len(engine.Policies()), engine.SetHash(), server.Describe(f))
+	return nil
+}
+
+func (a *app) initCommand() *cobra.Command {
+	var o config.InitOptions
+	c := &cobra.Command{
+		Use:     "init DIR",
+		Short:   "Make a new gate: a commented configuration, keys and an empty book",
+		Example: "  gatebook init /etc/gatebook --upstream http://127.0.0.1:9000 --issuer https://idp.example.com",
+		Args:    cobra.ExactArgs(1),
+		RunE:    func(c *cobra.Command, args []string) error { return a.init(c, args[0], o) },
+	}
+	f := c.Flags()
+	f.StringVar(&o.Upstream, "upstream", "", "base URL of the service behind the gate")
+	f.StringVar(&o.Issuer, "issuer", "", "issuer of the access tokens")
+	f.StringVar(&o.Preset, "preset", "", "what makes the tokens: rfc9068, keycloak, entra, auth0, okta, cognito")
+	f.StringVar(&o.Audience, "audience", "", "audience that tokens must name")
+	f.StringVar(&o.Name, "node", "", "name of this node")
+	f.StringVar(&o.Origin, "origin", "", "prefix of the log's name: a host name that you own and a path")
+	f.StringVar(&o.CertFile, "cert", "", "certificate of the listener, PEM")
+	f.StringVar(&o.KeyFile, "key", "", "its private key, PEM")
+	f.BoolVar(&o.SelfSigned, "self-signed", false, "make a certificate for localhost, for trying out only")
+	return c
+}
+
+func (a *app) init(c *cobra.Command, dir string, o config.InitOptions) error {
+	created, err := config.Init(dir, o)
+	if err != nil {
+		return &usageError{err}
+	}
+	f, err := config.Load(filepath.Join(dir, "gatebook.yaml"))
+	if err != nil {
+		return err
+	}
+	vkey, err := server.CreateBook(c.Context(), f)
+	if err != nil {
+		return fmt.Errorf("the configuration was written, the book was not made: %w", err)
+	}
+	keyFile := filepath.Join(dir, "log.vkey")
+	if err := writeNew(keyFile, vkey+"\n"); err != nil {
+		return err
+	}
+	created = append(created, string(f.Data), string(f.Keys.Wrapper.File), keyFile)
+	if a.json {
+		return a.printJSON(map[string]any{"created": created, "key": vkey, "config": filepath.Join(dir, "gatebook.yaml")})
+	}
+	for _, name := range created {
+		a.printf("created %s\n", name)
+	}
+	a.printf("\nverifier key of this log (give it to your auditor, keep a copy elsewhere):\n  %s\n\nnext: gatebook check %s && gatebook serve -c %s\n",
+		vkey, filepath.Join(dir, "gatebook.yaml"), filepath.Join(dir, "gatebook.yaml"))
+	return nil
+}
+
+func writeNew(name, text string) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Close())
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Example: "  gatebook version", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			v := server.Version()
+			if a.json {
+				return a.printJSON(v)
+			}
+			a.printf("gatebook %s (%s)\nrecord schema v%d, file formats v1\n", v.Version, v.Go, v.Schema)
+			return nil
+		},
+	}
+}
