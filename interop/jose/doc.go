@@ -1,0 +1,4 @@
+// Package jose shows the tokens of the attack table to other JOSE libraries.
+// It is a module of its own so that none of them becomes a dependency of the
+// gate.
+package jose
