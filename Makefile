@@ -1,0 +1,73 @@
+# Two commands do everything: `make demo` and `make test`.
+# The rest is named after what it does; each is one plain go command.
+
+GO ?= go
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+export GOFLAGS ?= -buildvcs=false
+export GOTOOLCHAIN ?= local
+
+PACKAGES := ./...
+INTEROP  := $(dir $(wildcard interop/*/go.mod))
+
+.PHONY: demo build test test-main interop lint vuln soak fuzz bench deps clean
+
+# Shows the main job end to end with embedded defaults.
+demo: build
+	./bin/gatebook demo
+
+build:
+	@mkdir -p bin
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/gatebook ./cmd/gatebook
+
+# Everything. Installs what it needs; quick when it is there.
+test: deps build lint interop test-main
+
+# The race detector needs a C compiler, the tour needs curl.
+deps:
+	@need=""; \
+	command -v gcc >/dev/null || need="$$need gcc libc6-dev"; \
+	command -v curl >/dev/null || need="$$need curl"; \
+	if [ -n "$$need" ]; then \
+		echo "installing$$need"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$need >/dev/null; \
+	fi
+	@$(GO) mod download
+	@for m in tools $(INTEROP); do (cd $$m && $(GO) mod download); done
+
+lint:
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "run gofmt -w on these files"; exit 1; }
+	$(GO) vet $(PACKAGES)
+	$(GO) mod tidy -diff
+	$(GO) tool -modfile=tools/go.mod staticcheck $(PACKAGES)
+
+# Known holes in what we depend on; asks a database on the network.
+vuln:
+	$(GO) tool -modfile=tools/go.mod govulncheck $(PACKAGES)
+
+# Against code that is not ours.
+interop:
+	@for m in $(INTEROP); do echo "interop: $$m"; (cd $$m && $(GO) test ./...); done
+
+test-main:
+	$(GO) test -race -timeout 20m $(PACKAGES)
+
+# Long: more kills, every byte flipped, a million records.
+soak:
+	GATEBOOK_SOAK=1 $(GO) test -timeout 6h -count=1 $(PACKAGES)
+
+# Each fuzz target for a while (FUZZTIME, default 1m).
+FUZZTIME ?= 1m
+fuzz:
+	@for pkg in $$($(GO) list $(PACKAGES)); do \
+		for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+			echo "fuzz: $$pkg $$f"; \
+			$(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg; \
+		done; \
+	done
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchmem $(PACKAGES)
+
+clean:
+	rm -rf bin
