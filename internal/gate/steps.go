@@ -200,6 +200,7 @@ func (x *exchange) authenticated(p *authn.Principal) {
 		r.Authn.TTLS = max(int64(p.Expires.Sub(x.start)/time.Second), 0)
 	}
 	r.Raw.IssuerSub = p.Issuer + "|" + p.Subject
+	r.Personal.Sub = p.Subject
 	r.Personal.Name, r.Personal.Email, r.Personal.TenantUser = p.Name, p.Email, p.Tenant
 	if x.g.tokenHash != nil && p.TokenID != "" {
 		r.Personal.Token = x.g.tokenHash(p.Issuer, p.TokenID)
