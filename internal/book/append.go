@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/gatebook/gatebook/internal/book/keys"
@@ -33,10 +34,11 @@ func (rec *Recorder) Open(ctx context.Context, r *record.Record, l record.Level)
 	return r.ID, err
 }
 
-// Commit keeps the record of an exchange. ref is what Open returned, zero if
-// it was not called. It redacts r in place.
-func (rec *Recorder) Commit(ctx context.Context, ref record.Ref, r *record.Record, l record.Level) error {
-	return rec.append(ctx, ledger.ItemRecord, ref != record.Ref{}, r, l)
+// Commit keeps the record of an exchange and closes its open mark. It does not
+// matter what Open returned: a mark whose Open timed out may be there all the
+// same, and closing none is no error. It redacts r in place.
+func (rec *Recorder) Commit(ctx context.Context, _ record.Ref, r *record.Record, l record.Level) error {
+	return rec.append(ctx, ledger.ItemRecord, true, r, l)
 }
 
 // buffer holds one encoded record.
@@ -119,8 +121,8 @@ func (b *Book) subject(r *record.Record, issuerSub string) (s keys.Subject, clai
 	switch {
 	case issuerSub != "":
 		s, err = b.ring.Person(issuerSub)
-	case r.Client.Prefix != "" && r.Client.Prefix != record.None:
-		s, err = b.ring.Anonymous(r.Client.Prefix, start)
+	case r.Personal.IP != "":
+		s, err = b.ring.Anonymous(addressPrefix(r.Personal.IP), start)
 	default:
 		s = b.ring.System()
 	}
@@ -131,6 +133,24 @@ func (b *Book) subject(r *record.Record, issuerSub string) (s keys.Subject, clai
 		return s, nil, fmt.Errorf("resolving the subject: %w", err)
 	}
 	return s, claim, nil
+}
+
+// addressPrefix is what anonymous exchanges from an address have in common,
+// whatever the frame keeps of it.
+func addressPrefix(ip string) string {
+	a, err := netip.ParseAddr(ip)
+	if err != nil {
+		return ip
+	}
+	bits := 32
+	if a.Is4() {
+		bits = 24
+	}
+	p, err := a.Prefix(bits)
+	if err != nil {
+		return ip
+	}
+	return p.String()
 }
 
 // Note keeps a record of the book's own or of an act upon it. It fills in id,

@@ -194,6 +194,10 @@ func (r *Reader) Prove(id record.ID, reveal bool) (*ledger.Proof, *Disclosure, e
 	return p, d, err
 }
 
+// Sign signs a checkpoint over everything recorded so far, ahead of the next
+// regular one.
+func (b *Book) Sign(ctx context.Context) error { return b.ledger.SignCheckpoint(ctx) }
+
 // VerifyOptions say what to verify a book against.
 type VerifyOptions struct {
 	Dir    string
