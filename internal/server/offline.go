@@ -88,7 +88,11 @@ func (o *Offline) Count(field string, q query.Query) ([]query.Count, error) {
 
 // Prove makes a proof file.
 func (o *Offline) Prove(id string, reveal bool) ([]byte, error) {
-	return admin.Prove(o.reader, id, reveal)
+	rid, err := record.ParseID(id)
+	if err != nil {
+		return nil, fmt.Errorf("%q is not a request id: %w", id, err)
+	}
+	return admin.Prove(o.reader, rid, reveal)
 }
 
 // Verify checks the evidence in a folder; keyDir may be empty. While a server

@@ -32,6 +32,8 @@ type Book interface {
 	Note(ctx context.Context, r *record.Record) error
 	Verify(key string, saved []byte) (*ledger.Report, error)
 	Status() book.Status
+	// Sign signs a checkpoint over everything recorded so far.
+	Sign(ctx context.Context) error
 }
 
 // Config makes an API.
@@ -217,8 +219,12 @@ func (a *API) records(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (a *API) record(w http.ResponseWriter, r *http.Request) error {
+	id, err := requestID(r)
+	if err != nil {
+		return err
+	}
 	reveal := r.URL.Query().Get("reveal") == "true"
-	if err := a.access(r, "show", r.PathValue("id"), reveal); err != nil {
+	if err := a.access(r, "show", id.String(), reveal); err != nil {
 		return err
 	}
 	rd, err := a.book.Reader()
@@ -226,7 +232,7 @@ func (a *API) record(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer rd.Close()
-	m, err := query.Find(rd, r.PathValue("id"), reveal)
+	m, err := query.Find(rd, id.String(), reveal)
 	if err != nil {
 		return err
 	}
@@ -234,16 +240,20 @@ func (a *API) record(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (a *API) proof(w http.ResponseWriter, r *http.Request) error {
-	reveal := r.URL.Query().Get("reveal") == "true"
-	if err := a.access(r, "prove", r.PathValue("id"), reveal); err != nil {
-		return err
-	}
-	rd, err := a.book.Reader()
+	id, err := requestID(r)
 	if err != nil {
 		return err
 	}
-	defer rd.Close()
-	b, err := Prove(rd, r.PathValue("id"), reveal)
+	reveal := r.URL.Query().Get("reveal") == "true"
+	if err := a.access(r, "prove", id.String(), reveal); err != nil {
+		return err
+	}
+	b, err := a.prove(id, reveal)
+	if errors.Is(err, ledger.ErrNotSigned) {
+		if err = a.book.Sign(r.Context()); err == nil {
+			b, err = a.prove(id, reveal)
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -252,13 +262,27 @@ func (a *API) proof(w http.ResponseWriter, r *http.Request) error {
 	return err
 }
 
-// Prove makes the proof file of a record.
-func Prove(rd *book.Reader, id string, reveal bool) ([]byte, error) {
-	rid, err := record.ParseID(id)
+// requestID reads the id in a path, so that nothing but ids gets into records.
+func requestID(r *http.Request) (record.ID, error) {
+	id, err := record.ParseID(r.PathValue("id"))
 	if err != nil {
-		return nil, &Problem{Title: fmt.Sprintf("%q is not a request id: %v", id, err), Status: http.StatusBadRequest, Code: exitUsage}
+		return id, &Problem{Title: fmt.Sprintf("%q is not a request id: %v", r.PathValue("id"), err), Status: http.StatusBadRequest, Code: exitUsage}
 	}
-	p, d, err := rd.Prove(rid, reveal)
+	return id, nil
+}
+
+func (a *API) prove(id record.ID, reveal bool) ([]byte, error) {
+	rd, err := a.book.Reader()
+	if err != nil {
+		return nil, err
+	}
+	defer rd.Close()
+	return Prove(rd, id, reveal)
+}
+
+// Prove makes the proof file of a record.
+func Prove(rd *book.Reader, id record.ID, reveal bool) ([]byte, error) {
+	p, d, err := rd.Prove(id, reveal)
 	if err != nil {
 		return nil, err
 	}
