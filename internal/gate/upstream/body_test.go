@@ -337,6 +337,28 @@ func TestInterim(t *testing.T) {
 	checkIdle(t, p)
 }
 
+// TestLateInterim is an interim answer that net/http reads when RoundTrip has
+// returned: the caller hears nothing of it.
+func TestLateInterim(t *testing.T) {
+	p := newPool(t, Config{}, "http://upstream.example")
+	ex := newExchange(p)
+	calls := 0
+	r := get("/")
+	r.Interim = func(int, []canon.Field) error { calls++; return nil }
+	if err := ex.prepare(r); err != nil {
+		t.Fatal(err)
+	}
+	if err := ex.interim(head{status: 103}); err != nil || calls != 1 {
+		t.Fatalf("in time: %v, %d calls", err, calls)
+	}
+	if err := ex.endInterims(); err != nil {
+		t.Fatal(err)
+	}
+	if err := ex.interim(head{status: 103}); err == nil || calls != 1 {
+		t.Errorf("too late: %v, %d calls", err, calls)
+	}
+}
+
 // TestUpgrade switches protocols, and only to the one asked for.
 func TestUpgrade(t *testing.T) {
 	s, p := serverAndPool(t, Config{})

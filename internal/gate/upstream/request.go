@@ -169,12 +169,11 @@ func (ex *exchange) setTarget(r *Request) error {
 	return nil
 }
 
-// setFields fills the header map. The names stay in lower case on purpose:
+// setFields fills the header map, which is empty. The names stay in lower case on purpose:
 // net/http then writes them as they are and gives no name a meaning of its own
 // (Idempotency-Key would make it send a POST twice, Expect would make it
 // wait). The one canonical name suppresses its User-Agent.
 func (ex *exchange) setFields(r *Request) error {
-	clear(ex.header)
 	ex.values = ex.values[:0]
 	ex.header["User-Agent"] = nil
 	for _, f := range r.Fields {
