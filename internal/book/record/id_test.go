@@ -115,3 +115,31 @@ func BenchmarkIDMakerNext(b *testing.B) {
 		m.Next(1795428000123456)
 	}
 }
+
+func TestIDMakerConcurrently(t *testing.T) {
+	m, err := NewIDMaker(testKey(3))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const workers, each = 8, 2000
+	made := make(chan []ID, workers)
+	for range workers {
+		go func() {
+			ids := make([]ID, each)
+			for i := range ids {
+				ids[i] = m.Next(1795428000123456)
+			}
+			made <- ids
+		}()
+	}
+	seen := make(map[ID]bool)
+	for range workers {
+		for _, id := range <-made {
+			n, ok := m.Counter(id)
+			if seen[id] || !ok || n >= workers*each {
+				t.Fatalf("%s was made twice or has counter %d, %v", id, n, ok)
+			}
+			seen[id] = true
+		}
+	}
+}
