@@ -54,8 +54,28 @@ type site struct {
 	addr   string
 	cmd    *exec.Cmd
 	client *http.Client
-	stderr *strings.Builder
+	stderr *output
 }
+
+// output is what a process has printed so far.
+type output struct {
+	mu   sync.Mutex
+	text []byte // under mu
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.text = append(o.text, b...)
+	return len(b), nil
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return string(o.text)
+}
+
 
 // newSite runs "gatebook init" and opens every path to everybody.
 func newSite(t *testing.T, upstream string) *site {
@@ -141,7 +161,7 @@ func (s *site) command(want int, args ...string) string {
 // start runs the server and returns when it answers.
 func (s *site) start() {
 	s.t.Helper()
-	s.stderr = &strings.Builder{}
+	s.stderr = &output{}
 	s.cmd = exec.Command("gatebook", "serve", "-c", filepath.Join(s.dir, "gatebook.yaml"))
 	pipe, err := s.cmd.StderrPipe()
 	if err != nil {
@@ -215,12 +235,13 @@ func (s *site) get(path string) *http.Response {
 type frame struct {
 	Index uint64 `json:"index"`
 	Frame struct {
-		ID      string `json:"id"`
-		Kind    string `json:"kind"`
-		Outcome string `json:"outcome"`
-		Status  int    `json:"status"`
-		Op      string `json:"op"`
-		Authz   struct {
+		ID       string `json:"id"`
+		Kind     string `json:"kind"`
+		Outcome  string `json:"outcome"`
+		Status   int    `json:"status"`
+		BytesOut int64  `json:"bytes_out"`
+		Op       string `json:"op"`
+		Authz    struct {
 			Decision string   `json:"decision"`
 			Policies []string `json:"policies"`
 		} `json:"authz"`
