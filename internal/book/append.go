@@ -64,7 +64,6 @@ func (rec *Recorder) append(ctx context.Context, kind ledger.ItemKind, closes bo
 		return b.lost(r, err)
 	}
 	r.Subject = s.Pseudonym
-	r.San.Invalid = record.CountInvalid(r)
 
 	buf := b.buffers.Get().(*buffer)
 	buf.frame = record.AppendFrame(buf.frame[:0], r)

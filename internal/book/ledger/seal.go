@@ -23,7 +23,8 @@ func (l *Ledger) sealLoop(ctx context.Context) error {
 	tick := time.NewTicker(min(l.opt.SegmentMaxAge/4+1, time.Minute))
 	defer tick.Stop()
 	for {
-		if err := l.sealComplete(ctx); err != nil && !errors.Is(err, ErrFull) && ctx.Err() == nil {
+		// What was begun is ended: a stop waits for it.
+		if err := l.sealComplete(context.WithoutCancel(ctx)); err != nil && !errors.Is(err, ErrFull) {
 			// Nothing is lost: the WAL file stays and is tried again.
 			l.opt.Logger.Error("sealing failed and will be tried again", "err", err)
 		}
