@@ -88,7 +88,7 @@ func (l *Ledger) Append(ctx context.Context, it *Item, level Level) (uint64, err
 		return 0, fmt.Errorf("item of %d+%d bytes: neither part may exceed %d", len(it.Frame), len(it.Personal), maxPart)
 	}
 	p := pendings.Get().(*pending)
-	p.item, p.err, p.wal = it, nil, nil
+	p.item, p.index, p.err, p.wal = it, 0, nil, nil
 	if err := l.enqueue(ctx, p); err != nil {
 		return 0, err
 	}
@@ -278,10 +278,14 @@ func (s *sequencer) begin() {
 
 func (s *sequencer) nextIndex() uint64 { return s.cur.next() + uint64(len(s.leaves)) }
 
+// maxWAL is the size above which a file is not begun upon: a segment is built
+// in memory.
+const maxWAL = 128 << 20
+
 // atBoundary tells whether the next leaf belongs to the next segment.
 func (s *sequencer) atBoundary(l *Ledger) bool {
 	n := s.nextIndex()
-	return n > s.cur.header.first && n%l.opt.SegmentRecords == 0
+	return n > s.cur.header.first && (n%l.opt.SegmentRecords == 0 || s.cur.end > maxWAL)
 }
 
 // add encodes one item into the batch.

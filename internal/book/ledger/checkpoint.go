@@ -232,6 +232,11 @@ func writeTile(fsys store.FS, t tile) error {
 	if err := fsys.MkdirAll(path.Dir(name)); err != nil {
 		return err
 	}
+	for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
+		if err := fsys.SyncDir(path.Dir(dir)); err != nil {
+			return err
+		}
+	}
 	b := make([]byte, 0, tileWidth*32)
 	for _, h := range t.hashes {
 		b = append(b, h[:]...)

@@ -3,6 +3,7 @@ package ledger
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strings"
@@ -217,6 +218,36 @@ func TestSealingAgainAfterFullDisk(t *testing.T) {
 	}
 }
 
+// TestFailedSealingLeavesNoKey: each try makes a segment key.
+func TestFailedSealingLeavesNoKey(t *testing.T) {
+	w := newWorld(t, nil).open()
+	w.add(Written, seqTo(10)...)
+	fullDisk(w.fs, "segments/")
+	if err := w.l.SealNow(context.Background()); err == nil {
+		t.Fatal("sealing went well on a full disk")
+	}
+	keys := len(w.keys.files)
+	for range 5 {
+		if err := w.l.sealComplete(context.Background()); err == nil {
+			t.Fatal("sealing went well on a full disk")
+		}
+	}
+	if got := len(w.keys.files); got != keys {
+		t.Errorf("%d keys became %d", keys, got)
+	}
+}
+
+// TestOpenMarksHaveNoIndex: an open mark is no leaf.
+func TestOpenMarksHaveNoIndex(t *testing.T) {
+	w := newWorld(t, nil).open()
+	w.add(Written, seqTo(10)...)
+	for n := range uint64(10) {
+		if index, err := w.l.Append(context.Background(), testItem(ItemOpen, 100+n), Written); index != 0 || err != nil {
+			t.Fatalf("open mark %d: index %d, %v", n, index, err)
+		}
+	}
+}
+
 // TestFullDiskLeavesNothingBehind: each second of a full disk tries to prepare
 // a file; none of the tries may leave a file, a key or an open descriptor.
 func TestFullDiskLeavesNothingBehind(t *testing.T) {
@@ -304,5 +335,34 @@ func TestReportOfAForkedLog(t *testing.T) {
 	}
 	if len(rep.Root) != 64 {
 		t.Errorf("root %q", rep.Root)
+	}
+}
+
+// Bytes that were made to look like batches must not stall a start or verify.
+func TestPlantedBatches(t *testing.T) {
+	w := newWorld(t, nil).open()
+	w.add(Written, 1, 2, 3)
+	name, end, seq := w.l.seq.cur.name, w.l.seq.cur.end, w.l.seq.cur.seq
+	w.reboot(w.fs.Kill())
+	const size = 4 << 20
+	junk := make([]byte, size)
+	for at := 0; at+batchHead < size; at += batchHead {
+		binary.BigEndian.PutUint32(junk[at:], uint32(size/2))
+		binary.BigEndian.PutUint64(junk[at+4:], seq+2)
+		binary.BigEndian.PutUint64(junk[at+12:], 1)
+	}
+	f, err := w.fs.OpenRW(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt(junk, end); err != nil {
+		t.Fatal(err)
+	}
+	var d *Damage
+	if err := w.tryOpen(); !errors.As(err, &d) || d.Kind != Edited {
+		t.Errorf("start: %v", err)
+	}
+	if rep := w.verify(); rep.ExitCode() != ExitDamaged {
+		t.Errorf("verify: exit %d, %v", rep.ExitCode(), rep.Findings)
 	}
 }

@@ -168,12 +168,40 @@ func (s *loaded) replayAll() error {
 			s.tail = tail
 			return s.judgeTail(w)
 		}
+		if i == len(s.wals)-2 && !tail.junk && w.next() != s.wals[i+1].header.first {
+			torn, err := s.wals[i+1].tornHeader()
+			if err != nil {
+				return err
+			}
+			if torn {
+				s.leftover, s.wals = append(s.leftover, s.wals[i+1]), s.wals[:i+1]
+				s.tail = tail
+				return s.judgeTail(w)
+			}
+		}
 		if next := s.wals[i+1].header.first; tail.junk || w.next() != next {
 			return &Damage{Kind: tailKind(tail), File: w.name, First: w.next(), Last: max(next, w.next()+1) - 1, Detail: "the file is damaged before its end although a later file followed it"}
 		}
 	}
 	return nil
 }
+
+// tornHeader tells whether a crash may have left the file so when it was just
+// begun: the index in its header was half written, hence nothing in the file
+// was ever on the disk. No batch opens then, and none says otherwise.
+func (w *walFile) tornHeader() (bool, error) {
+	if w.cipher.aead == nil {
+		return false, nil
+	}
+	again := &walFile{name: w.name, f: w.f, header: w.header, hdrSize: w.hdrSize, cipher: w.cipher, lastTag: w.lastTag, end: w.hdrSize}
+	tail, err := again.replay(discard{})
+	return again.seq == 0 && tail.known == 0 && !tail.planted, err
+}
+
+// discard is a replayer that wants nothing.
+type discard struct{}
+
+func (discard) item(*walFile, *item) error { return nil }
 
 func tailKind(t walTail) DamageKind {
 	if t.junk {
@@ -191,8 +219,12 @@ func (s *loaded) judgeTail(w *walFile) error {
 		if s.tail.laterFirst > end {
 			last = s.tail.laterFirst - 1
 		}
-		return &Damage{Kind: Edited, File: w.name, First: end, Last: last, Detail: fmt.Sprintf("batch %d does not open although a later batch says that it was on the disk", s.tail.seq)}
-	case end < s.check.Size && s.tail.junk:
+		why := fmt.Sprintf("batch %d does not open although a later batch says that it was on the disk", s.tail.seq)
+		if s.tail.planted {
+			why = fmt.Sprintf("behind batch %d the file is full of bytes that were made to look like batches", s.tail.seq-1)
+		}
+		return &Damage{Kind: Edited, File: w.name, First: end, Last: last, Detail: why}
+	case end < s.check.Size && s.tail.junk && !(s.tail.short && s.tail.later == 0):
 		last := s.check.Size - 1
 		if s.tail.laterFirst > end {
 			last = s.tail.laterFirst - 1

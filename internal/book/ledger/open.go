@@ -106,11 +106,7 @@ func (l *Ledger) takeOver(s *loaded) error {
 	l.state.wals[len(l.state.wals)-1] = fresh
 	l.seq.cur, l.seq.pendingHint = fresh, l.opt.Hint != nil
 	l.durable, l.nextSerial = fresh.next(), fresh.header.serial+1
-	for id, at := range l.marks {
-		if at.wal != fresh {
-			l.seq.carry = append(l.seq.carry, id)
-		}
-	}
+	l.seq.carry = l.marksOutside(fresh)
 	l.carrying.Store(len(l.seq.carry) > 0)
 	for _, leaf := range s.noFile {
 		if err := store.WriteFile(l.opt.FS, manifestName(leaf), s.manifests[leaf]); err != nil {

@@ -1,11 +1,14 @@
 package ledger
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -200,11 +203,7 @@ func (s *sequencer) rotate(l *Ledger, asked bool) error {
 	}
 	l.mu.Lock()
 	l.state.wals = append(l.state.wals, next)
-	for id, at := range l.marks {
-		if at.wal != next {
-			s.carry = append(s.carry, id)
-		}
-	}
+	s.carry = l.marksOutside(next)
 	l.carrying.Store(len(s.carry) > 0) // before anybody can seal the old file
 	l.mu.Unlock()
 	s.cur = next
@@ -271,6 +270,21 @@ func (s *sequencer) carryAgain(l *Ledger) {
 		}
 	}
 	l.carrying.Store(len(s.carry) > 0)
+}
+
+// marksOutside lists the open marks that stand in other files, oldest first.
+// The caller holds mu or is alone.
+func (l *Ledger) marksOutside(w *walFile) [][16]byte {
+	var ids [][16]byte
+	for id, at := range l.marks {
+		if at.wal != w {
+			ids = append(ids, id)
+		}
+	}
+	slices.SortFunc(ids, func(a, b [16]byte) int {
+		return cmp.Or(cmp.Compare(l.marks[a].time, l.marks[b].time), bytes.Compare(a[:], b[:]))
+	})
+	return ids
 }
 
 // findMark reads the item of an open mark from its batch.

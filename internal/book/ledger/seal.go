@@ -139,7 +139,7 @@ func (l *Ledger) bindSegment(ctx context.Context, w *walFile) error {
 	}
 	m, err := l.writeSegment(in, slice.yield)
 	if err != nil {
-		return err
+		return errors.Join(err, l.opt.Keys.DropFileKey(UseSegment, in.header.keyID))
 	}
 	b := m.encode()
 	leaf, err := l.own(ctx, &pending{mark: &markItem{kind: markManifest, data: b}, wait: true}, Written)

@@ -175,7 +175,7 @@ func (u *unpacker) open(sealed []byte, b sealedBlock, key *[32]byte, h *segmentH
 	case packRaw:
 		raw = append([]byte(nil), u.tmp[1:]...)
 	case packZstd:
-		if raw, err = u.dec.DecodeAll(u.tmp[1:], make([]byte, 0, min(b.raw, maxBlockRaw))); err != nil {
+		if raw, err = u.dec.DecodeAll(u.tmp[1:], make([]byte, 0, min(int(b.raw), maxBlockRaw, 4096+64*len(sealed)))); err != nil {
 			return nil, fmt.Errorf("%w: %v", errSegment, err)
 		}
 	default:

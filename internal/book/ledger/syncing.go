@@ -3,6 +3,7 @@ package ledger
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -103,8 +104,19 @@ func (l *Ledger) syncOnce() error {
 		return nil
 	}
 	if err := w.f.Sync(); err != nil {
+		if l.gone(w) {
+			return nil
+		}
 		return l.fail(fmt.Errorf("syncing %s: %w", w.name, err))
 	}
 	l.markSynced(w, seq, leaves)
 	return nil
+}
+
+// gone tells whether a file was sealed and closed meanwhile: then it was synced
+// before.
+func (l *Ledger) gone(w *walFile) bool {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return !slices.Contains(l.state.wals, w)
 }

@@ -229,13 +229,18 @@ func (r *verification) files() {
 		return
 	}
 	r.rep.Keys = Answer{OK, ""}
-	for _, step := range []func() error{r.s.loadWALs, r.s.chooseSegments, r.s.dropSealedWALs, r.s.checkChain} {
+	whole := true
+	for _, step := range []func() error{r.s.loadWALs, r.s.chooseSegments, r.s.dropSealedWALs} {
 		err := step()
 		r.note(err)
+		whole = whole && err == nil
 		var d *Damage
 		if errors.As(err, &d) && strings.HasPrefix(d.File, "wal/") {
 			r.short = true
 		}
+	}
+	if whole { // otherwise what is missing has been named
+		r.note(r.s.checkChain())
 	}
 	if err := r.s.announceBirths(); err != nil {
 		r.rep.Keys = Answer{Failed, err.Error()}
@@ -410,6 +415,11 @@ func (r *verification) finish() {
 	}
 	if r.saved != nil {
 		r.finishSaved()
+	}
+	for _, f := range rep.Findings {
+		if f.Kind == Truncated || f.Kind == Missing {
+			rep.Range = Answer{Failed, "records are missing"}
+		}
 	}
 	if rep.Range.Status == "" {
 		rep.Range = Answer{NotChecked, "heartbeats were not looked at"}

@@ -166,6 +166,7 @@ func (w *walFile) replay(r replayer) (tail walTail, err error) {
 		}
 		info := decodeBatchHead(head)
 		info.off = w.end
+		tail.short = info.seq == w.seq+1 && info.length <= maxBatch && info.end() > size
 		if !plausible(info, size) || info.seq != w.seq+1 {
 			break
 		}
@@ -245,19 +246,26 @@ func plausible(b batchInfo, size int64) bool {
 
 // walTail describes where a replay ended.
 type walTail struct {
-	off   int64  // of the first batch that is not good
-	seq   uint64 // which it should have had
-	size  int64  // of the file
-	junk  bool   // something other than zeros follows
-	later uint64 // highest sequence of a good batch found beyond, 0 if none
-	known uint64 // highest `synced` found in those
+	off     int64  // of the first batch that is not good
+	seq     uint64 // which it should have had
+	size    int64  // of the file
+	junk    bool   // something other than zeros follows
+	short   bool   // the file ends within that batch
+	later   uint64 // highest sequence of a good batch found beyond, 0 if none
+	known   uint64 // highest `synced` found in those
+	planted bool   // more places look like batches than a torn tail has
 
 	laterFirst uint64 // index of the first leaf found there
 }
 
 // lost tells whether batches are missing that were known to be on the disk:
 // then this is no torn tail but damage.
-func (t walTail) lost() bool { return t.known >= t.seq }
+func (t walTail) lost() bool { return t.known >= t.seq || t.planted }
+
+// scanBudget bounds the bytes that scanning on tries to decrypt in vain. A torn
+// tail has a few plausible places by chance; a tail that goes on for longer was
+// made to look like batches.
+const scanBudget = 256 << 20
 
 // scanOn looks for good batches behind the first bad one. A batch is bound to
 // the 16 bytes before it, so it can be recognised at any offset.
@@ -272,6 +280,7 @@ func (w *walFile) scanOn(t *walTail) error {
 	t.junk = true
 	const reach = 1 << 20
 	var items []byte
+	tried := int64(0)
 	for o := 1; o+batchHead+tagSize <= len(rest); o++ {
 		seq := binary.BigEndian.Uint64(rest[o+4:])
 		if seq < t.seq || seq > t.seq+reach {
@@ -281,6 +290,10 @@ func (w *walFile) scanOn(t *walTail) error {
 		info.off = int64(o)
 		if !plausible(info, int64(len(rest))) || o < tagSize {
 			continue
+		}
+		if tried += int64(info.length); tried > scanBudget {
+			t.planted = true
+			return nil
 		}
 		var prev [tagSize]byte
 		copy(prev[:], rest[o-tagSize:])
@@ -293,6 +306,7 @@ func (w *walFile) scanOn(t *walTail) error {
 		if t.laterFirst == 0 {
 			t.laterFirst = firstLeaf(items)
 		}
+		tried -= int64(info.length) // what opens is no trick
 		t.known = max(t.known, info.synced)
 		o = int(info.end()) - 1
 	}
