@@ -65,7 +65,7 @@ var owners = map[string][]string{
 	"github.com/klauspost/compress":       s("internal/book/ledger"),
 	"golang.org/x/mod/sumdb/tlog":         s("internal/book/ledger", "internal/desk/evidence"),
 	"golang.org/x/mod/sumdb/note":         s("internal/book/ledger", "internal/desk/evidence"),
-	"golang.org/x/sys":                    s("internal/book", "internal/book/keys", "internal/book/store", "internal/desk/admin"),
+	"golang.org/x/sys":                    s("internal/book", "internal/book/keys", "internal/book/store", "internal/desk/admin", "internal/demo", "internal/cli"),
 	"golang.org/x/exp":                    s("internal/gate/authz"),
 }
 

@@ -203,7 +203,7 @@ func secretsAndPeople(t *testing.T, s *site, clerk string) {
 	proof := filepath.Join(s.dir, "x.tlog-proof")
 	s.command(0, "prove", m.Frame.ID, "--reveal", "-o", proof)
 	out := s.run(0, "verify", proof, "--key-file", filepath.Join(s.dir, "log.vkey"))
-	if !strings.Contains(out, `"sub":"ann"`) {
+	if !strings.Contains(out, `"sub": "ann"`) {
 		t.Errorf("the proof discloses %s", out)
 	}
 	s.command(3, "show", "01900000-0000-7000-8000-000000000000")

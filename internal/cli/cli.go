@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 
 	"github.com/spf13/cobra"
 
@@ -127,7 +128,7 @@ func newRoot(stdio IO) *cobra.Command {
 	root.PersistentFlags().StringVarP(&a.configFile, "config", "c", "/etc/gatebook/gatebook.yaml", "configuration file")
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON")
 	root.AddCommand(
-		a.initCommand(), a.checkCommand(), a.serveCommand(),
+		a.initCommand(), a.checkCommand(), a.serveCommand(), a.demoCommand(),
 		a.verifyCommand(), a.searchCommand(), a.showCommand(), a.countCommand(), a.proveCommand(),
 		a.statusCommand(), a.versionCommand(),
 	)
@@ -144,7 +145,13 @@ func newRoot(stdio IO) *cobra.Command {
 }
 
 // load reads and checks the configuration.
-func (a *app) load() (*config.File, error) { return config.Load(a.configFile) }
+func (a *app) load() (*config.File, error) {
+	f, err := config.Load(a.configFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, usagef("%w; name one with --config, or make one with \"gatebook init\"", err)
+	}
+	return f, err
+}
 
 func (a *app) printJSON(v any) error {
 	enc := json.NewEncoder(a.Out)

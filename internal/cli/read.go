@@ -149,7 +149,7 @@ func (a *app) countCommand() *cobra.Command {
 				return a.printJSON(counts)
 			}
 			for _, n := range counts {
-				a.printf("%8d  %s\n", n.Count, n.Value)
+				a.printf("%8d  %s\n", n.Count, orNone(n.Value))
 			}
 			return nil
 		},
@@ -157,6 +157,14 @@ func (a *app) countCommand() *cobra.Command {
 	r.add(c)
 	c.Flags().StringVar(&by, "by", "route", "field, or expression, to count by")
 	return c
+}
+
+// orNone names the value of a field that is absent.
+func orNone(value string) string {
+	if value == "" {
+		return "(none)"
+	}
+	return value
 }
 
 func (a *app) proveCommand() *cobra.Command {
@@ -176,7 +184,7 @@ func (a *app) proveCommand() *cobra.Command {
 			defer func() { err = errors.Join(err, done()) }()
 			b, err := src.Prove(args[0], reveal)
 			if err != nil {
-				return err
+				return asUsage(err)
 			}
 			if out == "" || out == "-" {
 				_, err = a.Out.Write(b)

@@ -119,7 +119,7 @@ func (a *app) init(c *cobra.Command, dir string, o config.InitOptions) error {
 	if err := writeNew(keyFile, vkey+"\n"); err != nil {
 		return err
 	}
-	created = append(created, string(f.Data), string(f.Keys.Wrapper.File), keyFile)
+	created = append(created, string(f.Data), keyFile) // the keys are in it
 	if a.json {
 		return a.printJSON(map[string]any{"created": created, "key": vkey, "config": filepath.Join(dir, "gatebook.yaml")})
 	}

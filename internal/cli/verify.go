@@ -1,11 +1,14 @@
 package cli
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -191,13 +194,22 @@ func (a *app) verifyProof(name, key string) error {
 			Personal string `json:"personal,omitempty"`
 		}{p, string(p.Frame), string(p.Personal)})
 	}
-	a.printf("verified: record %d of log %s, in the signed tree of %d leaves\nframe     %s\n", p.Index, p.Origin, p.Size, p.Frame)
+	a.printf("verified: record %d of log %s, in the signed tree of %d leaves\nframe     %s\n", p.Index, p.Origin, p.Size, indent(p.Frame))
 	if p.Personal != nil {
-		a.printf("personal  %s\n", p.Personal)
+		a.printf("personal  %s\n", indent(p.Personal))
 	} else {
 		a.printf("personal  not disclosed; its hash is bound\n")
 	}
 	return nil
+}
+
+// indent shows JSON over several lines; what is no JSON is shown as it is.
+func indent(b []byte) string {
+	var out bytes.Buffer
+	if json.Indent(&out, b, "", "  ") != nil {
+		return strconv.Quote(string(b))
+	}
+	return out.String()
 }
 
 func (c *client) status() (*status, error) {

@@ -88,9 +88,9 @@ func (o *Offline) Count(field string, q query.Query) ([]query.Count, error) {
 
 // Prove makes a proof file.
 func (o *Offline) Prove(id string, reveal bool) ([]byte, error) {
-	rid, err := record.ParseID(id)
+	rid, err := query.ParseID(id)
 	if err != nil {
-		return nil, fmt.Errorf("%q is not a request id: %w", id, err)
+		return nil, err
 	}
 	return admin.Prove(o.reader, rid, reveal)
 }

@@ -264,11 +264,7 @@ func (a *API) proof(w http.ResponseWriter, r *http.Request) error {
 
 // requestID reads the id in a path, so that nothing but ids gets into records.
 func requestID(r *http.Request) (record.ID, error) {
-	id, err := record.ParseID(r.PathValue("id"))
-	if err != nil {
-		return id, &Problem{Title: fmt.Sprintf("%q is not a request id: %v", r.PathValue("id"), err), Status: http.StatusBadRequest, Code: exitUsage}
-	}
-	return id, nil
+	return query.ParseID(r.PathValue("id"))
 }
 
 func (a *API) prove(id record.ID, reveal bool) ([]byte, error) {
@@ -339,6 +335,9 @@ func (a *API) verify(w http.ResponseWriter, r *http.Request) error {
 // left over from a dead process is replaced; the caller holds the book's lock,
 // so no living one can be behind it.
 func ListenSocket(path string) (net.Listener, error) {
+	if len(path) > maxSocketPath {
+		return nil, fmt.Errorf("admin socket: the path %s has %d bytes, the system allows %d; choose a shorter data folder or set admin: {socket: false}", path, len(path), maxSocketPath)
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
@@ -350,6 +349,9 @@ func ListenSocket(path string) (net.Listener, error) {
 	}
 	return l, nil
 }
+
+// maxSocketPath is what fits into a socket address (unix(7)).
+const maxSocketPath = 107
 
 // Serve answers on the socket until ctx ends.
 func (a *API) Serve(ctx context.Context, l net.Listener) error {

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"strconv"
 	"strings"
 
@@ -170,7 +171,10 @@ func parse(b []byte) (*proofFile, error) {
 	if err := dec.Decode(&f.record); err != nil {
 		return nil, fmt.Errorf("disclosed record: %w", err)
 	}
-	if dec.More() || f.record.V != 1 {
+	if _, err := dec.Token(); err != io.EOF {
+		return nil, errors.New("disclosed record: something follows it")
+	}
+	if f.record.V != 1 {
 		return nil, fmt.Errorf("disclosed record of version %d is unknown to this release", f.record.V)
 	}
 	index, ok := strings.CutPrefix(lines[2], "index ")

@@ -73,15 +73,19 @@ func compileExpr(text string, reveal bool, want expr.Option) (*vm.Program, error
 	}
 	p, err := expr.Compile(text, opts...)
 	if err != nil {
-		return nil, &Error{err.Error()}
+		text := err.Error()
+		if !reveal && strings.Contains(text, "unknown name personal") {
+			text += "\npersonal parts are opened only with --reveal, which is recorded"
+		}
+		return nil, &Error{"expression: " + text}
 	}
 	return p, nil
 }
 
-// Error means that the expression cannot be used; its text says why and where.
+// Error means that the question cannot be used; its text says why and where.
 type Error struct{ text string }
 
-func (e *Error) Error() string { return "expression: " + e.text }
+func (e *Error) Error() string { return e.text }
 
 // match evaluates the filter for one record.
 func (f *filter) match(e *book.Entry) (bool, error) {
@@ -107,7 +111,7 @@ func (f *filter) run(p *vm.Program, e *book.Entry) (any, error) {
 	}
 	out, err := f.vm.Run(p, in)
 	if err != nil {
-		return nil, &Error{err.Error()}
+		return nil, &Error{"expression: " + err.Error()}
 	}
 	return out, nil
 }
@@ -218,11 +222,20 @@ func IsUsage(err error) bool {
 	return errors.As(err, &e)
 }
 
-// Find hands out the record of one exchange.
-func Find(r *book.Reader, id string, reveal bool) (*Match, error) {
+// ParseID reads a request id as people give it.
+func ParseID(id string) (record.ID, error) {
 	rid, err := record.ParseID(id)
 	if err != nil {
-		return nil, &Error{fmt.Sprintf("%q is not a request id: %v", id, err)}
+		return rid, &Error{fmt.Sprintf("%q is not a request id (a UUID such as 019ab3c5-7a1e-7c3f-9d42-51f0c2a7e88b)", id)}
+	}
+	return rid, nil
+}
+
+// Find hands out the record of one exchange.
+func Find(r *book.Reader, id string, reveal bool) (*Match, error) {
+	rid, err := ParseID(id)
+	if err != nil {
+		return nil, err
 	}
 	var out *Match
 	err = r.Find(rid, reveal, func(e *book.Entry) error {
