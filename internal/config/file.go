@@ -134,6 +134,7 @@ type Issuer struct {
 	MaxLifetime Duration `key:"max_lifetime" min:"1m" max:"30d" doc:"Longest lifetime (exp minus iat) of an acceptable token. Default: that of the preset."`
 	Skew        Duration `key:"skew" default:"30s" min:"1s" max:"1m" doc:"Clock difference to the issuer that is tolerated."`
 	RolesClaim  string   `key:"roles_claim" form:"pointer" doc:"JSON pointer to the claim that lists the caller's roles. Default: that of the preset."`
+	Clients     []string `key:"clients" form:"text" doc:"OAuth clients whose ids records may show; others appear as _other."`
 	JWKS        *JWKS    `key:"jwks" doc:"Where the issuer's keys are. Unset: discovered from the issuer URL."`
 	CA          Path     `key:"ca" form:"file" doc:"PEM file of the authorities trusted for discovery and keys, instead of the system's."`
 }

@@ -160,6 +160,7 @@ func redactConfig(f *config.File, issuers map[string]*authn.JWT) redact.Config {
 	slices.Sort(c.Names.Roles)
 	for _, i := range f.Issuers {
 		c.Names.Issuers = append(c.Names.Issuers, i.Name)
+		c.Names.Clients = append(c.Names.Clients, i.Clients...)
 	}
 	loaded := make([]*authn.JWT, 0, len(issuers))
 	for _, j := range issuers {
