@@ -72,7 +72,6 @@ type way struct {
 
 	status  int // 0: the client gets no complete answer
 	want    reason.Reason
-	origin  string
 	phase   string
 	kind    record.Kind
 	route   string

@@ -202,7 +202,7 @@ func TestRewrapRetriedInProcess(t *testing.T) {
 				wantErr(t, err, errCut)
 			}
 			want(t, r)
-			late := person1(t, r, fmt.Sprint("corp|late"))
+			late := person1(t, r, "corp|late")
 			settle(t, r, late.Birth)
 			must(t, r.Rewrap(t.Context()))
 			want(t, r)

@@ -28,7 +28,6 @@ type ColumnEncoder struct {
 // colState is a column under construction.
 type colState struct {
 	planes planes
-	seen   bool              // has had a value; before that every row is absent
 	dict   map[string]uint32 // symbol text -> entry
 	ends   []uint32          // of the entries in text
 	text   []byte

@@ -172,7 +172,6 @@ type person struct {
 	name, prefix, ja4, client string
 	roles                     []string
 	issued                    int64
-	path                      []string
 }
 
 const b64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"

@@ -307,7 +307,7 @@ func TestIDFollowsConfiguration(t *testing.T) {
 		}
 		ids[id] = name
 	}
-	if newJWT(t, base).ID() != newJWT(t, base).ID() {
+	if first, second := newJWT(t, base).ID(), newJWT(t, base).ID(); first != second {
 		t.Error("one configuration has two ids")
 	}
 }

@@ -230,7 +230,8 @@ func DecodeColumns(cols [][]byte, n int) ([][]byte, error) {
 
 func (d *rowDecoder) readHeader(b []byte, n int) error {
 	r := reader{b: b}
-	ok := r.u8() == 1 && r.u8() == 1 && r.uvarint() == uint64(n)
+	version, layout := r.u8(), r.u8()
+	ok := version == 1 && layout == 1 && r.uvarint() == uint64(n)
 	d.sum = r.uvarint()
 	for range r.count() {
 		block, err := aes.NewCipher(r.take(r.count()))
