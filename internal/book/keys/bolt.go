@@ -28,13 +28,20 @@ type boltStore struct {
 // OpenBolt opens the file at path, or creates it with mode 0600 unless
 // readOnly. It takes a lock (shared if readOnly) and returns ErrLocked if that
 // is held elsewhere. A file that others can read, that belongs to another
-// user or that is a symbolic link is refused.
+// user or that is a symbolic link is refused, and so is one whose pages are
+// damaged (ErrStoreDamaged); what its rows hold is authenticated when it is
+// used.
 func OpenBolt(path string, readOnly bool) (Store, error) {
 	return openBolt(path, readOnly, openPrivate)
 }
 
 func openBolt(path string, readOnly bool, open func(string, int, os.FileMode) (*os.File, error)) (Store, error) {
 	_, statErr := os.Lstat(path)
+	if err := inspect(path, open); errors.Is(err, ErrLocked) {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	} else if err != nil {
+		return nil, fmt.Errorf("cannot open key store %s: %w", path, err)
+	}
 	db, err := bolt.Open(path, 0o600, &bolt.Options{
 		Timeout:      lockWait,
 		ReadOnly:     readOnly,

@@ -5,6 +5,8 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"runtime/debug"
+	"slices"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -17,30 +19,41 @@ func Load(from Store) (_ *MemStore, err error) {
 	if !ok {
 		return nil, errors.New("only a key store on disk can be loaded")
 	}
-	// bbolt trusts its pages; a damaged one makes it panic.
+	// OpenBolt has checked the pages. Should bbolt or the disk see it otherwise,
+	// that must not end the process.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("key store %s is damaged: %v", s.db.Path(), p)
+			err = fmt.Errorf("%w: %s: %v", ErrStoreDamaged, s.db.Path(), p)
 		}
 	}()
 	out := NewMemStore()
 	err = s.db.View(func(tx *bolt.Tx) error {
 		for problem := range tx.Check() {
-			if err == nil {
-				err = fmt.Errorf("key store %s is damaged: %w", s.db.Path(), problem)
-			}
+			err = errors.Join(err, problem)
 		}
 		if err != nil {
 			return err
 		}
-		return out.Update(func(mem Tx) error {
-			return tx.ForEach(func(name []byte, b *bolt.Bucket) error {
-				return b.ForEach(func(k, v []byte) error { return mem.Put(string(name), bytes.Clone(k), bytes.Clone(v)) })
-			})
-		})
+		return out.Update(func(mem Tx) error { return copyRows(mem, tx) })
 	})
-	return out, err
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrStoreDamaged, s.db.Path(), err)
+	}
+	return out, nil
 }
+
+func copyRows(mem Tx, tx *bolt.Tx) error {
+	return tx.ForEach(func(name []byte, b *bolt.Bucket) error {
+		if !slices.Contains(allBuckets, string(name)) {
+			return fmt.Errorf("unknown table %q", name)
+		}
+		return b.ForEach(func(k, v []byte) error { return mem.Put(string(name), bytes.Clone(k), bytes.Clone(v)) })
+	})
+}
+
+// allBuckets are the tables of this version.
+var allBuckets = []string{bucketMeta, bucketEpoch, bucketKey, bucketBlind, bucketUnbound, bucketDay, bucketBucket, bucketFull}
 
 // StateKey returns the state key of the given name, making it at the first
 // call. It is durable when it returns and stays the same.

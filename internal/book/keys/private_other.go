@@ -15,3 +15,7 @@ const noFollow = 0
 func checkPrivate(_ *os.File, name string, _ os.FileMode) error {
 	return fmt.Errorf("%s: key files need Unix file permissions: %w", name, errors.ErrUnsupported)
 }
+
+func lockShared(f *os.File) (bool, error) {
+	return false, fmt.Errorf("%s: key files need Unix file locks: %w", f.Name(), errors.ErrUnsupported)
+}

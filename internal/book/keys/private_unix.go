@@ -3,6 +3,7 @@
 package keys
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"syscall"
@@ -37,4 +38,17 @@ func checkPrivate(f *os.File, name string, want os.FileMode) error {
 			name, st.Uid, uid, uid, name)
 	}
 	return nil
+}
+
+// lockShared takes the lock that keeps writers of a key store away, if none
+// has the file; it ends when f is closed.
+func lockShared(f *os.File) (bool, error) {
+	err := syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("locking %s: %w", f.Name(), err)
+	}
+	return true, nil
 }
