@@ -61,7 +61,7 @@ func (rec *Recorder) append(ctx context.Context, kind ledger.ItemKind, closes bo
 
 	s, claim, err := b.subject(r, who)
 	if err != nil {
-		return b.lost(r, err)
+		return rec.lost(kind, r.Time, err)
 	}
 	r.Subject = s.Pseudonym
 
@@ -74,10 +74,10 @@ func (rec *Recorder) append(ctx context.Context, kind ledger.ItemKind, closes bo
 		Births: [2][]byte{s.Birth, claim}, Frame: buf.frame, Personal: buf.personal, Housekeeping: housekeeping(r.Kind),
 	}
 	if l == record.Queued {
-		return b.queued(buf)
+		return rec.queued(buf)
 	}
 	if _, err := b.ledger.Append(ctx, &buf.item, level(l)); err != nil {
-		return b.lost(r, err) // buf is not reused: the ledger may still read it
+		return rec.lost(kind, r.Time, err) // buf is not reused: the ledger may still read it
 	}
 	b.appended(buf)
 	return nil
@@ -196,16 +196,24 @@ type gap struct {
 	cause       string
 }
 
-// lost counts an exchange whose record was not kept and says why.
-func (b *Book) lost(r *record.Record, err error) error {
+// lost says why something was not kept, and counts the exchange if it was its
+// record. An open mark does not count: the record of its exchange is still to
+// come, and is counted if that is lost too. Nor do the book's own records,
+// which stand for no exchange.
+func (rec *Recorder) lost(kind ledger.ItemKind, when int64, err error) error {
 	e := &Error{reasonOf(err), err}
+	b := rec.book
+	if kind != ledger.ItemRecord || rec.rules == b.own {
+		return e
+	}
 	b.gapMu.Lock()
 	defer b.gapMu.Unlock()
 	if b.gap.count == 0 {
-		b.gap.first = r.Time
+		b.gap.first = when
 	}
 	b.gap.count++
-	b.gap.last = max(b.gap.last, r.Time)
+	b.gap.first = min(b.gap.first, when)
+	b.gap.last = max(b.gap.last, when)
 	b.gap.inexact = b.gap.inexact || errors.Is(err, ledger.ErrSlow)
 	b.gap.cause = e.reason
 	return e
@@ -226,31 +234,35 @@ func (b *Book) flushGap(ctx context.Context) error {
 	})
 	b.gapMu.Lock()
 	defer b.gapMu.Unlock()
+	if errors.Is(err, ledger.ErrSlow) {
+		b.gap.inexact = true // this gap may have been recorded after all
+	}
 	if err != nil {
-		b.gap.count-- // the gap record itself is not an exchange
 		return err
 	}
-	rest := b.gap.count - g.count
+	rest := b.gap
+	rest.count -= g.count
 	b.gap = gap{}
-	if rest > 0 {
-		b.gap = gap{count: rest, first: g.last, last: b.cfg.Now().UnixMicro(), cause: g.cause}
+	if rest.count > 0 { // lost meanwhile
+		rest.first = g.last
+		b.gap = rest
 	}
 	return nil
 }
 
 // queued hands a record over without waiting for the kernel. A record that is
 // lost after all is counted.
-func (b *Book) queued(buf *buffer) error {
-	when := buf.item.Time
-	err := b.ledger.Queue(&buf.item, func(err error) {
+func (rec *Recorder) queued(buf *buffer) error {
+	kind, when := buf.item.Kind, buf.item.Time
+	err := rec.book.ledger.Queue(&buf.item, func(err error) {
 		if err != nil {
-			b.lost(&record.Record{Time: when}, err)
+			rec.lost(kind, when, err)
 			return
 		}
-		b.appended(buf)
+		rec.book.appended(buf)
 	})
 	if err != nil {
-		return b.lost(&record.Record{Time: when}, err)
+		return rec.lost(kind, when, err)
 	}
 	return nil
 }

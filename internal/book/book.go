@@ -65,6 +65,16 @@ func (c *Config) setDefaults() error {
 
 func (c *Config) statePath() string { return filepath.Join(c.Dir, "state", "keys.db") }
 
+// place is where a book lives: its files, the store of its keys and the root
+// of trust of those. tune, if not nil, sets ledger options that have no place
+// in a configuration; it is for tests.
+type place struct {
+	files   store.FS
+	state   keys.Store
+	wrapper keys.Wrapper
+	tune    func(*ledger.Options)
+}
+
 // Create makes a new, empty book and returns its verifier key. The folder must
 // not hold one.
 func Create(ctx context.Context, c Config) (vkey string, err error) {
@@ -83,11 +93,15 @@ func Create(ctx context.Context, c Config) (vkey string, err error) {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, ks.Close()) }()
-	ring, err := keys.Create(ctx, ks, w)
+	return create(ctx, &c, &place{files: store.Dir(c.Dir), state: ks, wrapper: w})
+}
+
+func create(ctx context.Context, c *Config, p *place) (vkey string, err error) {
+	ring, err := keys.Create(ctx, p.state, p.wrapper)
 	if err != nil {
 		return "", err
 	}
-	opt, vkey, err := c.ledgerOptions(ring)
+	opt, vkey, err := c.ledgerOptions(p, ring)
 	if err != nil {
 		return "", err
 	}
@@ -98,8 +112,20 @@ func Create(ctx context.Context, c Config) (vkey string, err error) {
 // empty disk must not silently become a new log.
 var ErrNone = errors.New("there is no book in this folder; make one with \"gatebook init\"")
 
+// present tells a folder without a book from one whose key store is gone.
+func (c *Config) present() error {
+	_, err := os.Stat(c.statePath())
+	if !errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if _, none := os.Stat(filepath.Join(c.Dir, "ledger")); none == nil {
+		return keyless(fmt.Errorf("the key store is gone; restore it from a backup: %w", err))
+	}
+	return fmt.Errorf("%s: %w", c.Dir, ErrNone)
+}
+
 // ledgerOptions joins configuration and key ring.
-func (c *Config) ledgerOptions(ring *keys.Ring) (ledger.Options, string, error) {
+func (c *Config) ledgerOptions(p *place, ring *keys.Ring) (ledger.Options, string, error) {
 	seed, err := ring.SigningSeed()
 	if err != nil {
 		return ledger.Options{}, "", err
@@ -107,10 +133,14 @@ func (c *Config) ledgerOptions(ring *keys.Ring) (ledger.Options, string, error) 
 	defer clear(seed[:])
 	origin := ledger.Origin(c.Prefix, c.Node, seed)
 	signer, vkey, err := ledger.NewSigner(origin, seed)
-	return ledger.Options{
-		FS: store.Dir(c.Dir), Origin: origin, Signer: signer, Keys: ringKeys{ring}, Codec: record.Codec{}, Logger: c.Logger,
+	opt := ledger.Options{
+		FS: p.files, Origin: origin, Signer: signer, Keys: ringKeys{ring}, Codec: codec{}, Logger: c.Logger,
 		SegmentMaxAge: c.SegmentMaxAge, SyncWithin: c.SyncWithin, Timeout: c.CommitTimeout, Now: c.Now, CompactMark: compactMark,
-	}, vkey, err
+	}
+	if p.tune != nil {
+		p.tune(&opt)
+	}
+	return opt, vkey, err
 }
 
 // ringKeys is the key ring as the ledger sees it.
@@ -131,16 +161,37 @@ func (k ringKeys) FileKey(use ledger.Use, id [16]byte) ([32]byte, error) {
 	return k.ring.Key(kindOf(use), id)
 }
 func (k ringKeys) DropFileKey(use ledger.Use, id [16]byte) error {
-	return k.ring.Destroy(kindOf(use), id)
+	if err := k.ring.Destroy(kindOf(use), id); !errors.Is(err, keys.ErrKeyUnknown) {
+		return err
+	}
+	return nil
 }
 func (k ringKeys) SubjectKey(id [16]byte) ([32]byte, error) { return k.ring.SubjectKey(id) }
 func (k ringKeys) Born(births [][]byte) error               { return k.ring.Project(births) }
+
+// codec is the record's codec as the ledger sees it: it yields to traffic.
+type codec struct{ record.Codec }
+
+func (codec) EncodeColumns(frames, hints [][]byte, yield func()) ([][]byte, error) {
+	e, err := record.NewColumnEncoder(hints)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range frames {
+		yield()
+		if err := e.Add(f); err != nil {
+			return nil, err
+		}
+	}
+	return e.Columns(yield), nil
+}
 
 // Book is an open book. Its methods are safe for concurrent use; Run must be
 // running.
 type Book struct {
 	cfg    Config
 	ring   *keys.Ring
+	files  store.FS
 	state  keys.Store
 	ledger *ledger.Ledger
 	ids    *record.IDMaker
@@ -157,42 +208,48 @@ type Book struct {
 
 // Open opens a book for writing: recovery first, then an `interrupted` record
 // for every exchange without an outcome, `unclean_stop` if there was one, and
-// `start`. Errors: ErrNone, store.ErrLocked, *ledger.Damage, *ledger.KeyError,
-// keys.ErrKeyUnavailable.
+// `start`. Errors: ErrNone, store.ErrLocked, *ledger.Damage, *ledger.KeyError.
 func Open(ctx context.Context, c Config) (b *Book, err error) {
 	if err := c.setDefaults(); err != nil {
 		return nil, err
 	}
-	if _, err := os.Stat(c.statePath()); errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s: %w", c.Dir, ErrNone)
+	if err := c.present(); err != nil {
+		return nil, err
 	}
 	ks, err := keys.OpenBolt(c.statePath(), false)
 	if errors.Is(err, keys.ErrLocked) {
 		return nil, fmt.Errorf("%s: %w", c.Dir, store.ErrLocked)
 	}
 	if err != nil {
-		return nil, err
+		return nil, keyless(err)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, ks.Close())
-		}
-	}()
-	b = &Book{cfg: c, state: ks, begun: c.Now()}
+	w, err := keys.OpenFileWrapper(c.KeyDir)
+	if err != nil {
+		return nil, errors.Join(keyless(err), ks.Close())
+	}
+	b, err = open(ctx, c, &place{files: store.Dir(c.Dir), state: ks, wrapper: w})
+	if err != nil {
+		return nil, errors.Join(err, ks.Close())
+	}
+	return b, nil
+}
+
+// keyless says that the records are there but nothing to open them with.
+func keyless(err error) error { return &ledger.KeyError{What: "this book", Err: err} }
+
+// open is Open at a place whose key store stays the caller's after an error.
+func open(ctx context.Context, c Config, p *place) (_ *Book, err error) {
+	b := &Book{cfg: c, files: p.files, state: p.state, begun: c.Now()}
 	b.buffers.New = func() any { return new(buffer) }
 	if b.own, err = redact.New(redact.Config{}); err != nil {
 		return nil, err
 	}
-	w, err := keys.OpenFileWrapper(c.KeyDir)
-	if err != nil {
-		return nil, err
+	if b.ring, err = keys.Open(ctx, p.state, p.wrapper); err != nil {
+		return nil, keyless(err)
 	}
-	if b.ring, err = keys.Open(ctx, ks, w); err != nil {
-		return nil, err
-	}
-	opt, vkey, err := c.ledgerOptions(b.ring)
+	opt, vkey, err := c.ledgerOptions(p, b.ring)
 	if err != nil {
-		return nil, err
+		return nil, keyless(err)
 	}
 	hint := make([]byte, 16)
 	rand.Read(hint)
@@ -200,7 +257,7 @@ func Open(ctx context.Context, c Config) (b *Book, err error) {
 		return nil, err
 	}
 	if b.tokens, err = b.ring.StateKey("token"); err != nil {
-		return nil, err
+		return nil, keyless(err)
 	}
 	opt.Hint, b.vkey = hint, vkey
 	l, rec, err := ledger.Open(opt, vkey)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"time"
 
 	"github.com/gatebook/gatebook/internal/book/keys"
@@ -52,9 +51,13 @@ func OpenReader(ctx context.Context, c Config) (*Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	opt, vkey, err := c.ledgerOptions(ring)
+	return openReader(&c, &place{files: store.Dir(c.Dir)}, ring)
+}
+
+func openReader(c *Config, p *place, ring *keys.Ring) (*Reader, error) {
+	opt, vkey, err := c.ledgerOptions(p, ring)
 	if err != nil {
-		return nil, err
+		return nil, keyless(err)
 	}
 	v, err := ledger.Inspect(opt, vkey)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -69,25 +72,29 @@ func OpenReader(ctx context.Context, c Config) (*Reader, error) {
 // readOnlyRing opens the keys over a copy of the key store in memory, so that
 // births found in the WAL can be told to it without a write.
 func (c *Config) readOnlyRing(ctx context.Context) (*keys.Ring, error) {
-	if _, err := os.Stat(c.statePath()); errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s: %w", c.Dir, ErrNone)
+	if err := c.present(); err != nil {
+		return nil, err
 	}
 	disk, err := keys.OpenBolt(c.statePath(), true)
 	if errors.Is(err, keys.ErrLocked) {
 		return nil, fmt.Errorf("%s: %w", c.Dir, store.ErrLocked)
 	}
 	if err != nil {
-		return nil, err
+		return nil, keyless(err)
 	}
 	mem, err := keys.Load(disk)
 	if err := errors.Join(err, disk.Close()); err != nil {
-		return nil, err
+		return nil, keyless(err)
 	}
 	w, err := keys.OpenFileWrapper(c.KeyDir)
 	if err != nil {
-		return nil, err
+		return nil, keyless(err)
 	}
-	return keys.Open(ctx, mem, w)
+	ring, err := keys.Open(ctx, mem, w)
+	if err != nil {
+		return nil, keyless(err)
+	}
+	return ring, nil
 }
 
 // Close lets go of the files.
@@ -210,20 +217,20 @@ type VerifyOptions struct {
 // It changes nothing and does not take the lock, so it works on read-only
 // media.
 func Verify(ctx context.Context, o VerifyOptions) (*ledger.Report, error) {
-	vo := ledger.VerifyOptions{FS: store.Dir(o.Dir), Codec: record.Codec{}, Key: o.Key, Saved: o.Saved}
-	var keyErr error
+	vo := ledger.VerifyOptions{FS: store.Dir(o.Dir), Codec: codec{}, Key: o.Key, Saved: o.Saved}
 	if o.KeyDir != "" {
 		c := Config{Dir: o.Dir, KeyDir: o.KeyDir}
 		ring, err := c.readOnlyRing(ctx)
 		if errors.Is(err, store.ErrLocked) {
 			return nil, err
 		}
-		if err == nil {
-			vo.Keys = ringKeys{ring}
+		if err != nil {
+			return verify(vo, nil, err)
 		}
-		keyErr = err
+		vo.Keys = ringKeys{ring}
+		return verify(vo, ring, nil)
 	}
-	return verify(vo, keyErr)
+	return verify(vo, nil, nil)
 }
 
 // Verify checks the evidence of the open book, on the disk, while it goes on.
@@ -235,7 +242,7 @@ func (b *Book) Verify(key string, saved []byte) (*ledger.Report, error) {
 	const tries = 3
 	for range tries {
 		b.ledger.WithoutSealing(func() {
-			rep, err = verify(ledger.VerifyOptions{FS: store.Dir(b.cfg.Dir), Codec: record.Codec{}, Keys: readKeys{ringKeys{b.ring}}, Key: key, Saved: saved}, nil)
+			rep, err = verify(ledger.VerifyOptions{FS: b.files, Codec: codec{}, Keys: readKeys{ringKeys{b.ring}}, Key: key, Saved: saved}, b.ring, nil)
 		})
 		if err != nil || len(rep.Findings) == 0 {
 			break
@@ -249,17 +256,22 @@ type readKeys struct{ ringKeys }
 
 func (readKeys) Born([][]byte) error { return nil }
 
-func verify(vo ledger.VerifyOptions, keyErr error) (*ledger.Report, error) {
+// verify asks ledger and key ring. Without a ring keyErr says why there is none
+// although one was wanted.
+func verify(vo ledger.VerifyOptions, ring *keys.Ring, keyErr error) (*ledger.Report, error) {
 	beats := beatCheck{}
 	vo.Record = beats.see
 	rep, err := ledger.Verify(vo)
 	if err != nil {
 		return nil, err
 	}
+	if ring != nil && rep.Keys.Status == ledger.OK {
+		keyErr = ring.Check()
+	}
 	if keyErr != nil {
 		rep.Keys = ledger.Answer{Status: ledger.Failed, Detail: keyErr.Error()}
 	}
-	if vo.Keys != nil {
+	if vo.Keys != nil && rep.Range.Status != ledger.Failed {
 		rep.Range = beats.answer()
 	}
 	return rep, nil

@@ -51,7 +51,8 @@ type Keys interface {
 // Codec turns frames into columns and back to the same bytes. Safe for
 // concurrent use.
 type Codec interface {
-	EncodeColumns(frames, hints [][]byte) (cols [][]byte, err error)
+	// yield is called between pieces of work.
+	EncodeColumns(frames, hints [][]byte, yield func()) (cols [][]byte, err error)
 	DecodeColumns(cols [][]byte, n int) (frames [][]byte, err error)
 }
 

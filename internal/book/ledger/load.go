@@ -131,11 +131,13 @@ func (s *loaded) loadWALs() error {
 		case errors.As(err, &noKey):
 			w.cipher.aead = nil // decided in dropSealedWALs
 		case err != nil:
-			return &Damage{Kind: Edited, File: "wal/" + base, First: s.check.Size, Last: s.check.Size, Detail: err.Error()}
+			first, last := s.unsealed()
+			return &Damage{Kind: Edited, File: "wal/" + base, First: first, Last: last, Detail: err.Error()}
 		}
 		if w.header.serial != serial || w.header.origin != s.origin {
 			w.f.Close()
-			return &Damage{Kind: Edited, File: w.name, First: w.header.first, Last: w.header.first, Detail: "the header names another file or another log"}
+			first, last := s.unsealed()
+			return &Damage{Kind: Edited, File: w.name, First: first, Last: last, Detail: "the header names another file or another log"}
 		}
 		if w.header.first == notBegun {
 			s.leftover = append(s.leftover, w)
@@ -152,6 +154,17 @@ func (s *loaded) loadWALs() error {
 		s.wals = append(s.wals, w)
 	}
 	return s.replayAll()
+}
+
+// unsealed is the range that the WAL files hold as far as checkpoint and
+// manifests tell: what a file whose header is damaged may have held.
+func (s *loaded) unsealed() (first, last uint64) {
+	for _, b := range s.manifests {
+		if m, err := decodeManifest(b); err == nil && m.first+m.count <= s.check.Size {
+			first = max(first, m.first+m.count)
+		}
+	}
+	return first, max(s.check.Size, first+1) - 1
 }
 
 func (s *loaded) replayAll() error {
@@ -213,6 +226,13 @@ func tailKind(t walTail) DamageKind {
 // judgeTail tells a torn tail, which a crash may leave, from damage.
 func (s *loaded) judgeTail(w *walFile) error {
 	end := w.next()
+	if w.seq == 0 && s.tail.junk {
+		// No batch vouches for the index in the header.
+		end, _ = s.unsealed()
+		if n := len(s.wals); n > 1 {
+			end = s.wals[n-2].next()
+		}
+	}
 	switch {
 	case s.tail.lost():
 		last := max(s.check.Size, end+1) - 1

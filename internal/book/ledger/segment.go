@@ -214,7 +214,7 @@ func buildSegment(in *segmentInput, codec Codec, keys Keys, p *packer, yield fun
 	for i := range in.records {
 		frames[i] = in.records[i].frame
 	}
-	cols, err := codec.EncodeColumns(frames, in.hints)
+	cols, err := codec.EncodeColumns(frames, in.hints, yield)
 	if err != nil {
 		return nil, fmt.Errorf("frames into columns: %w", err)
 	}

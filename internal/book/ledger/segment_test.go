@@ -122,7 +122,7 @@ func (s *builtSegment) reseal(t *testing.T, key [32]byte, h *segmentHeader, sect
 		t.Fatal(err)
 	}
 	defer p.enc.Close()
-	cols, err := testCodec{}.EncodeColumns(framesOf(s.in), nil)
+	cols, err := testCodec{}.EncodeColumns(framesOf(s.in), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
