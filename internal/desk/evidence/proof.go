@@ -109,6 +109,9 @@ func Verify(file []byte, vkey string) (*Proved, error) {
 func (d *disclosed) commitment(origin string, index uint64) (c [32]byte, personal []byte, err error) {
 	frame := sha256.Sum256([]byte(d.Frame))
 	if d.Key == "" {
+		if d.Personal != "" {
+			return c, nil, errors.New("a personal part without its key proves nothing")
+		}
 		p, err := decode32(d.PersonalHash)
 		if err != nil {
 			return c, nil, fmt.Errorf("personal_hash: %w", err)
