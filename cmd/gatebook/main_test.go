@@ -25,6 +25,8 @@ import (
 // TestMain puts a program "gatebook", which is this test binary running main,
 // in front of PATH.
 func TestMain(m *testing.M) {
+	// Built with the race detector, a process would rest for a second at its end.
+	os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE"))
 	testscript.Main(m, map[string]func(){"gatebook": main})
 }
 
@@ -75,7 +77,6 @@ func (o *output) String() string {
 	defer o.mu.Unlock()
 	return string(o.text)
 }
-
 
 // newSite runs "gatebook init" and opens every path to everybody.
 func newSite(t *testing.T, upstream string) *site {
@@ -161,7 +162,8 @@ func (s *site) command(want int, args ...string) string {
 // start runs the server and returns when it answers.
 func (s *site) start() {
 	s.t.Helper()
-	s.stderr = &output{}
+	printed := &output{}
+	s.stderr = printed
 	s.cmd = exec.Command("gatebook", "serve", "-c", filepath.Join(s.dir, "gatebook.yaml"))
 	pipe, err := s.cmd.StderrPipe()
 	if err != nil {
@@ -176,8 +178,8 @@ func (s *site) start() {
 		buf := make([]byte, 4096)
 		for {
 			n, err := pipe.Read(buf)
-			s.stderr.Write(buf[:n])
-			if strings.Contains(s.stderr.String(), `"serving"`) {
+			printed.Write(buf[:n])
+			if strings.Contains(printed.String(), `"serving"`) {
 				select {
 				case up <- true:
 				default:
