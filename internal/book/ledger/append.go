@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -77,8 +76,6 @@ const (
 	signalLead
 )
 
-var pendings = sync.Pool{New: func() any { return &pending{signal: make(chan byte, 1)} }}
-
 // Append adds one item and returns its leaf index (0 for an open mark). When
 // it returns nil the item is kept as firmly as level says. Errors: ErrFull
 // (nothing kept, try again later), ErrSlow, or the reason why the ledger
@@ -87,14 +84,14 @@ func (l *Ledger) Append(ctx context.Context, it *Item, level Level) (uint64, err
 	if len(it.Frame) > maxPart || len(it.Personal) > maxPart || len(it.Births[0])+len(it.Births[1]) > maxPart {
 		return 0, fmt.Errorf("item of %d+%d bytes: neither part may exceed %d", len(it.Frame), len(it.Personal), maxPart)
 	}
-	p := pendings.Get().(*pending)
+	p := l.pendings.Get().(*pending)
 	p.item, p.index, p.err, p.wal = it, 0, nil, nil
 	if err := l.enqueue(ctx, p); err != nil {
 		return 0, err
 	}
 	index, err, wal, seq := p.index, p.err, p.wal, p.seq
 	p.item = nil
-	pendings.Put(p)
+	l.pendings.Put(p)
 	if err == nil && level == Durable {
 		err = l.waitDurable(ctx, wal, seq)
 	}

@@ -170,6 +170,8 @@ type Ledger struct {
 	lock   io.Closer
 	verify note.Verifier
 
+	pendings sync.Pool // of *pending
+
 	queueMu sync.Mutex
 	queue   []*pending // under queueMu
 	spare   []*pending // under queueMu; the other of the two queue buffers

@@ -28,6 +28,7 @@ func newLedger(opt Options, v note.Verifier) *Ledger {
 		queued: make(chan queuedItem, 4096),
 	}
 	l.seq.times = map[int]int64{}
+	l.pendings.New = func() any { return &pending{signal: make(chan byte, 1)} }
 	return l
 }
 
