@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"syscall"
 	"time"
 )
 
@@ -42,6 +41,10 @@ type Item struct {
 	Frame        []byte
 	Personal     []byte
 	Housekeeping bool // a segment of nothing else may wait longer to be sealed
+	// Sure makes Append wait until it is known whether the item was kept,
+	// whatever the time-out and the context say: at the level Written it never
+	// returns ErrSlow.
+	Sure bool
 }
 
 // ErrSlow means that the time-out or the context ended while the item was being
@@ -85,7 +88,7 @@ func (l *Ledger) Append(ctx context.Context, it *Item, level Level) (uint64, err
 		return 0, fmt.Errorf("item of %d+%d bytes: neither part may exceed %d", len(it.Frame), len(it.Personal), maxPart)
 	}
 	p := l.pendings.Get().(*pending)
-	p.item, p.index, p.err, p.wal = it, 0, nil, nil
+	p.item, p.index, p.err, p.wal, p.wait = it, 0, nil, nil, it.Sure
 	if err := l.enqueue(ctx, p); err != nil {
 		return 0, err
 	}
@@ -363,8 +366,8 @@ func (s *sequencer) writeBatch(l *Ledger) error {
 	}
 	s.buf = b
 	if _, err := w.f.WriteAt(b, info.off); err != nil {
-		if errors.Is(err, syscall.ENOSPC) {
-			return ErrFull
+		if err = diskError(err); errors.Is(err, ErrFull) {
+			return err
 		}
 		return l.fail(fmt.Errorf("writing %s: %w", w.name, err))
 	}

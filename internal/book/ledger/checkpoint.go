@@ -155,7 +155,7 @@ func (l *Ledger) signedOver(leaf uint64) bool {
 // else.
 func (l *Ledger) diskTrouble(err error) error {
 	if errors.Is(diskError(err), ErrFull) {
-		l.opt.Logger.Warn("the disk is full", "err", err)
+		l.opt.Logger.Warn("no checkpoint now; it is tried again", "err", err)
 		return nil
 	}
 	return l.fail(err)

@@ -45,9 +45,10 @@ type KeyError struct {
 func (e *KeyError) Error() string { return "no key for " + e.What + ": " + e.Err.Error() }
 func (e *KeyError) Unwrap() error { return e.Err }
 
-// ErrFull means that the disk took no more; nothing of the refused item was
+// ErrFull means that the system took no more: the disk is full or file
+// descriptors are short. It passes; nothing of the refused item was
 // kept and the ledger goes on when there is space.
-var ErrFull = errors.New("the disk is full")
+var ErrFull = errors.New("no room for more")
 
 // ErrClosed means that the ledger was closed.
 var ErrClosed = errors.New("the ledger is closed")

@@ -366,3 +366,27 @@ func TestPlantedBatches(t *testing.T) {
 		t.Errorf("verify: exit %d, %v", rep.ExitCode(), rep.Findings)
 	}
 }
+
+// A lack of file descriptors, which strangers can cause, must not stop the
+// ledger.
+func TestNoDescriptorsPasses(t *testing.T) {
+	w := newWorld(t, nil).open()
+	w.add(Written, 1)
+	w.fs.SetFault(func(op store.Op) (bool, error) {
+		if op.Kind == "create" {
+			return false, syscall.EMFILE
+		}
+		return true, nil
+	})
+	if err := w.l.SignCheckpoint(context.Background()); err != nil {
+		t.Fatalf("signing: %v", err)
+	}
+	w.fs.SetFault(nil)
+	w.add(Written, 2)
+	if err := w.l.SignCheckpoint(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if rep := w.mustVerify(); rep.Signed != 2 {
+		t.Errorf("%d signed", rep.Signed)
+	}
+}

@@ -53,10 +53,13 @@ func (w *walFile) fill(prealloc int64) error {
 	return w.f.Sync()
 }
 
-// diskError tells a full disk, which passes, from a broken one.
+// diskError tells what passes, a full disk or a lack of file descriptors, from
+// a broken disk.
 func diskError(err error) error {
-	if errors.Is(err, syscall.ENOSPC) {
-		return ErrFull
+	for _, passing := range []syscall.Errno{syscall.ENOSPC, syscall.EDQUOT, syscall.EMFILE, syscall.ENFILE} {
+		if errors.Is(err, passing) {
+			return fmt.Errorf("%w (%w)", ErrFull, passing)
+		}
 	}
 	return err
 }
