@@ -104,7 +104,7 @@ func (s *Server) Ready() error {
 	if !s.ready.Load() {
 		return errors.New("starting or stopping")
 	}
-	return s.book.Err()
+	return s.book.Ready()
 }
 
 func (s *Server) gauges() []obs.Gauge {
@@ -148,7 +148,14 @@ func (s *Server) Run(ctx context.Context) error {
 			}
 		})
 	}
-	start("book", s.book.Run)
+	// A book that fails does not take the gate along: routes that must be
+	// recorded refuse, readiness fails, and a restart reads the disk again.
+	start("book", func(ctx context.Context) error {
+		if err := s.book.Run(ctx); err != nil {
+			s.log.Error("nothing more is recorded until a restart", "err", err)
+		}
+		return nil
+	})
 	for name, j := range s.parts.issuers {
 		start("issuer "+name, j.Run)
 	}
