@@ -390,3 +390,25 @@ func TestNoDescriptorsPasses(t *testing.T) {
 		t.Errorf("%d signed", rep.Signed)
 	}
 }
+
+// A kill between the creation of the next file and its header leaves an empty
+// file whose serial must not be given to the file that recovery writes: that
+// would be removed with it.
+func TestEmptyNextFile(t *testing.T) {
+	w := newWorld(t, nil).open()
+	w.add(Written, 1, 2, 3)
+	next := walName(w.l.seq.cur.header.serial + 1)
+	w.reboot(w.fs.Kill())
+	f, err := w.fs.Create(next)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.open()
+	w.add(Written, 4)
+	w.reboot(w.fs.Kill())
+	w.open()
+	sameFrames(t, frames(t, w.view()), 1, 2, 3, 4)
+}

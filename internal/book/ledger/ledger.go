@@ -236,6 +236,13 @@ func (l *Ledger) Size() uint64 {
 	return l.state.size()
 }
 
+// Durable is how many of the leaves are known to be on the disk.
+func (l *Ledger) Durable() uint64 {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.durable
+}
+
 // Err says why the ledger takes no more records, nil if it does.
 func (l *Ledger) Err() error {
 	l.mu.RLock()

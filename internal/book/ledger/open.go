@@ -100,6 +100,13 @@ func (l *Ledger) takeOver(s *loaded) error {
 	for _, w := range s.leftover {
 		serial = max(serial, w.header.serial)
 	}
+	for _, name := range s.junk {
+		// A file that died before its header has a serial all the same; another
+		// one by that name would be removed with the junk.
+		if n, err := parseWALName(strings.TrimPrefix(name, "wal/")); err == nil {
+			serial = max(serial, n)
+		}
+	}
 	fresh, err := l.rewrite(old, serial+1)
 	if err != nil {
 		return fmt.Errorf("moving %s to a fresh file: %w", old.name, err)
