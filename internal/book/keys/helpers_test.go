@@ -139,6 +139,7 @@ func settle(t testing.TB, r *Ring, birth []byte) {
 func check(t testing.TB, s Store, w Wrapper) (rows int) {
 	t.Helper()
 	r := reopen(t, s, w)
+	must(t, r.Check())
 	es := r.state.Load()
 	must(t, s.View(func(tx Tx) error {
 		err := tx.ForEach(bucketKey, func(k, v []byte) error {

@@ -278,4 +278,8 @@ type Raw struct {
 	Claims     []Pair // claims that the route names
 	RemoteAddr string // client IP address as text
 	RemotePort int
+	// Fold says that a flood of exchanges like this one may be counted in one
+	// record: nobody was authenticated, the reason folds, and there is no open
+	// mark.
+	Fold bool
 }

@@ -145,5 +145,6 @@ func Fields() []FieldClass {
 		{"Raw.Claims", Seal},
 		{"Raw.RemoteAddr", Generalise},
 		{"Raw.RemotePort", Seal},
+		{"Raw.Fold", Drop},
 	}
 }

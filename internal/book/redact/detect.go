@@ -49,9 +49,9 @@ const (
 // would be masked in every record.
 func Detect(name string) string { return detect(name, butEntropy|butNumbers).mark() }
 
-// detect looks at s, at s percent-decoded once and at s decoded twice. What
-// could be decoded a third time is refused as it is, since nobody has looked
-// into it. Time is linear in len(s).
+// detect looks at s, at s decoded once and at s decoded twice (see unescape).
+// What could be decoded a third time is refused as it is, since nobody has
+// looked into it. Time is linear in len(s).
 func detect(s string, but exempt) finding {
 	if len(s) < len("u:p@h") {
 		return nothing
@@ -62,11 +62,16 @@ func detect(s string, but exempt) finding {
 	if len(s) < len("219-09-9999") && strings.IndexByte(s, '@') < 0 && strings.IndexByte(s, '%') < 0 {
 		return nothing // the shortest of all the rest
 	}
+	return detectDeep(s, but, maxHidden)
+}
+
+// detectDeep is detect for a string that is long enough.
+func detectDeep(s string, but exempt, depth int) finding {
 	for range 3 {
-		if f := detectPlain(s, but); f != nothing {
+		if f := detectPlain(s, but, depth); f != nothing {
 			return f
 		}
-		next, changed := unpercent(s)
+		next, changed := unescape(s)
 		if !changed {
 			return nothing
 		}
@@ -143,9 +148,10 @@ func hexValue(c byte) byte {
 	return c | 0x20 - 'a' + 10
 }
 
-// detectPlain runs the detectors over s as it is. One look over the bytes says
-// which of them can find anything at all.
-func detectPlain(s string, but exempt) finding {
+// detectPlain runs the detectors over s as it is, and over what is hidden in it
+// up to that depth. One look over the bytes says which of them can find
+// anything at all.
+func detectPlain(s string, but exempt, depth int) finding {
 	var seen uint8
 	digits, run, longest := 0, 0, 0
 	for i := range len(s) {
@@ -176,6 +182,9 @@ func detectPlain(s string, but exempt) finding {
 	}
 	if longest >= entropyMin && but&butEntropy == 0 && highEntropy(s) {
 		return foundEntropy
+	}
+	if longest >= hiddenMin && depth > 0 {
+		return detectHidden(s, but, depth)
 	}
 	return nothing
 }

@@ -2,6 +2,7 @@ package redact
 
 import (
 	"encoding/base64"
+	"encoding/hex"
 	"fmt"
 	"net/url"
 	"strings"
@@ -23,6 +24,7 @@ var planted = map[string]string{
 	"jwe":          "eyJhbGciOiJkaXIiLCJlbmMiOiJBMjU2R0NNIn0..48V1_ALb6US04U3b.5eym8TW_c8SuK0ltJ3rpYIzOeDQz7TALvtu6UG9oMo4vpzs9tX_EFShS8iB7j6ji.XFBoMYUZodetZdvTiFvSkQ",
 	"aws":          "AKIAIOSFODNN7EXAMPLE",
 	"aws session":  "ASIAIOSFODNN7EXAMPLE",
+	"aws secret":   "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
 	"github":       "ghp_16C7e42F292c6912E7710c838347Ae178B4a",
 	"github pat":   "github_pat_11ABCDEFG0aBcDeFgHiJkL_0123456789",
 	"slack":        "xoxb-17653672481-19874698323-pdFZKVeTuE8sk7oOcHrzqqgy",
@@ -49,21 +51,37 @@ var planted = map[string]string{
 }
 
 var encodings = map[string]func(string) string{
-	"plain":   func(s string) string { return s },
-	"percent": url.PathEscape,
-	"query":   url.QueryEscape,
-	"all":     percentAll,
-	"lower":   func(s string) string { return strings.ToLower(percentAll(s)) },
-	"twice":   func(s string) string { return percentAll(percentAll(s)) },
-	"thrice":  func(s string) string { return percentAll(percentAll(percentAll(s))) },
-	"one":     func(s string) string { return fmt.Sprintf("%%%02x", s[0]) + s[1:] },
-	"last":    func(s string) string { return s[:len(s)-1] + fmt.Sprintf("%%%02X", s[len(s)-1]) },
+	"plain":             func(s string) string { return s },
+	"percent":           url.PathEscape,
+	"query":             url.QueryEscape,
+	"all":               percentAll,
+	"lower":             func(s string) string { return strings.ToLower(percentAll(s)) },
+	"twice":             func(s string) string { return percentAll(percentAll(s)) },
+	"thrice":            func(s string) string { return percentAll(percentAll(percentAll(s))) },
+	"one":               func(s string) string { return fmt.Sprintf("%%%02x", s[0]) + s[1:] },
+	"base64":            func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) },
+	"base64url":         func(s string) string { return base64.RawURLEncoding.EncodeToString([]byte(s)) },
+	"base64 in percent": func(s string) string { return percentAll(base64.StdEncoding.EncodeToString([]byte(s))) },
+	"base64 twice": func(s string) string {
+		return base64.StdEncoding.EncodeToString([]byte(base64.StdEncoding.EncodeToString([]byte(s))))
+	},
+	"percent in base64": func(s string) string { return base64.StdEncoding.EncodeToString([]byte(percentAll(s))) },
+	"hex":               func(s string) string { return hex.EncodeToString([]byte(s)) },
+	"HEX":               func(s string) string { return strings.ToUpper(hex.EncodeToString([]byte(s))) },
+	"json":              func(s string) string { return escapeAll(`\u%04x`, s) },
+	"JSON":              func(s string) string { return escapeAll(`\u%04X`, s) },
+	"escapes":           func(s string) string { return escapeAll(`\x%02x`, s) },
+	"json of one":       func(s string) string { return fmt.Sprintf(`\u%04x`, s[0]) + s[1:] },
+	"json in percent":   func(s string) string { return percentAll(escapeAll(`\u%04x`, s)) },
+	"last":              func(s string) string { return s[:len(s)-1] + fmt.Sprintf("%%%02X", s[len(s)-1]) },
 }
 
-func percentAll(s string) string {
+func percentAll(s string) string { return escapeAll("%%%02X", s) }
+
+func escapeAll(format, s string) string {
 	var b strings.Builder
 	for i := range len(s) {
-		fmt.Fprintf(&b, "%%%02X", s[i])
+		fmt.Fprintf(&b, format, s[i])
 	}
 	return b.String()
 }
@@ -73,6 +91,7 @@ var positions = map[string]func(r *record.Record, s string){
 	"path segment":       func(r *record.Record, s string) { r.Raw.Path = "/v1/orders/" + s },
 	"path inside":        func(r *record.Record, s string) { r.Raw.Path = "/v1/" + s + "/orders" },
 	"path after text":    func(r *record.Record, s string) { r.Raw.Path = "/v1/orders/id=" + s + ",x" },
+	"behind a semicolon": func(r *record.Record, s string) { r.Raw.Query = "q=1;token=" + s },
 	"matrix parameter":   func(r *record.Record, s string) { r.Raw.Path = "/v1/orders;t=" + s + "/x" },
 	"query value":        func(r *record.Record, s string) { r.Raw.Query = "q=" + s },
 	"query value inside": func(r *record.Record, s string) { r.Raw.Query = "page=1&q=" + s + "&size=2" },
@@ -134,7 +153,7 @@ func TestDetectorsNameWhatTheyFind(t *testing.T) {
 		"google": foundKey, "gitlab": foundKey, "gatebook": foundKey, "pem": foundPEM, "email": foundEmail,
 		"card": foundCard, "card spaced": foundCard, "card dashed": foundCard, "iban": foundIBAN, "iban spaced": foundIBAN, "ssn": foundNationalID,
 		"hex": foundEntropy, "sha256": foundEntropy, "base64url": foundEntropy, "random": foundEntropy,
-		"bearer": foundBearer, "bearer2": foundBearer, "basic": foundBearer, "userinfo": foundUserinfo,
+		"aws secret": foundEntropy, "bearer": foundBearer, "bearer2": foundBearer, "basic": foundBearer, "userinfo": foundUserinfo,
 	}
 	for name, secret := range planted {
 		if got := detect(secret, 0); got != want[name] {
@@ -154,7 +173,8 @@ func TestDetectorsLeaveTheRestAlone(t *testing.T) {
 		"task-management-system-overview-page", "ASIA-PACIFIC-REGION-REPORTS", "pypi-package-index-mirror", "react@18.2.10", "@ana", "a@b", "12:30@noon"[:5],
 		"1795428000123456", "4111111111111112", "1234567890123456", "2026-11-23 10-00-00", "+49 30 1234567", "DE89370400440532013001", "219-99-99999", "000-12-3456",
 		"Basic information", "bearer", "basically-nothing-here", "clerks-may-read-their-own-orders", "TLS_AES_128_GCM_SHA256", "X25519MLKEM768",
-		"t13d1516h2_8daaf6152771", "https://example.com/@ana/post", "100%", "50%25", "iPhone14Pro-Max-256GB-Blue-v2", "eyJ.x", "[masked:jwt]", "[masked:email]",
+		"t13d1516h2_8daaf6152771", "SGVsbG8sIHdvcmxkIQ==", "48656c6c6f2c20776f726c6421", `C:\\Users\\u0041na`, `\u00e4rger`, "/api/v2/Customers/12345/Invoices/2024/07/a", "Zm9vYmFyYmF6cXV4",
+		"https://example.com/@ana/post", "100%", "50%25", "iPhone14Pro-Max-256GB-Blue-v2", "eyJ.x", "[masked:jwt]", "[masked:email]",
 		"de-DE,de;q=0.9,en-US;q=0.8,en;q=0.7", "application/vnd.company.order.v2+json",
 	} {
 		if f := detect(s, 0); f != nothing {
@@ -169,7 +189,7 @@ func TestDetectorsLeaveTheRestAlone(t *testing.T) {
 }
 
 func TestDetectIsLinear(t *testing.T) {
-	for _, unit := range []string{"eyJ", "a@", "@", "%41", "%25", "4111 ", "de89", "bearer ", "basic ", "AKIA", "a:", "//", "5e1f9b4e-", "9", "-", "xoxb-", ".", "eyJhbGciOi."} {
+	for _, unit := range []string{"eyJ", "a@", "@", "%41", "%25", "4111 ", "de89", "bearer ", "basic ", "AKIA", "a:", "//", "5e1f9b4e-", "9", "-", "xoxb-", ".", "eyJhbGciOi.", "4a4a", "SGVs", "SGVsSGVsSGVs ", `\u0041`, `\x41`, `\\`, "a/B3"} {
 		s := strings.Repeat(unit, maxScanned/len(unit))
 		if n := testing.AllocsPerRun(1, func() { detect(s, 0) }); n > 100 {
 			t.Errorf("%q: %v allocations", unit, n)

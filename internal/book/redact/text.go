@@ -262,11 +262,11 @@ func (w *work) queryValue(value *string) {
 }
 
 // isValue reports whether a decoded query value is of the allowed characters:
-// valid UTF-8 without controls, quotes, angle brackets, backslash and what
-// would need decoding again.
+// valid UTF-8 without controls, quotes, angle brackets, backslash, what would
+// need decoding again, and the semicolon, which is another '&' to some.
 func isValue(s string) bool {
 	for i := range len(s) {
-		if c := s[i]; c < ' ' || c == 0x7f || strings.IndexByte("%<>\"\\`", c) >= 0 {
+		if c := s[i]; c < ' ' || c == 0x7f || strings.IndexByte("%<>\"\\`;", c) >= 0 {
 			return false
 		}
 	}
@@ -316,7 +316,8 @@ func (w *work) referer(p *string) {
 		host = host[i+1:]
 		w.dropped++
 	}
-	if !isHost(host) || detect(host, 0) != nothing {
+	whole, _ := unescape(rest)
+	if !isHost(host) || detect(host, 0) != nothing || hasAWSSecret(whole) {
 		w.drop(p)
 		return
 	}
