@@ -186,6 +186,23 @@ func (r Reason) OAuthError() string {
 	return ""
 }
 
+// Folds says whether a flood of it from strangers may be counted in one record
+// instead of being written one by one (spec/events.md, column "fold"). What it
+// does not name is always written: what was done to somebody known, what
+// reached an upstream, and what went wrong inside.
+func (r Reason) Folds() bool {
+	switch r {
+	case TLSHandshake, TLSVersion, TLSNoClientCert, TLSBadClientCert,
+		MalformedRequest, AmbiguousFraming, BadPath, BadHost, HeaderTooLarge, UnsupportedProtocol,
+		TimeoutReading, NoRoute, MethodNotAllowed, BodyTooLarge,
+		ShuttingDown, Draining:
+		return true
+	case BindingRequired, BindingMismatch, StepupRequired: // the credential itself is good
+		return false
+	}
+	return r.Origin() == OriginIdentity || r.Origin() == OriginLimit
+}
+
 // The gRPC status codes that a gate answers with.
 const (
 	grpcPermissionDenied  = 7

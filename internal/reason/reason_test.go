@@ -135,3 +135,41 @@ func TestStatusAndChallenge(t *testing.T) {
 		t.Errorf("unknown reason has origin %q", got)
 	}
 }
+
+// TestFolds names every reason: a flood of strangers may be folded, and nothing
+// else.
+func TestFolds(t *testing.T) {
+	yes := strings.Fields(`
+		malformed_request ambiguous_framing bad_path bad_host header_too_large unsupported_protocol
+		tls_handshake tls_version tls_no_client_cert tls_bad_client_cert
+		timeout_reading connection_limited no_route method_not_allowed body_too_large
+		rate_limited concurrency_limited quota_exceeded limiter_unavailable overloaded
+		no_credential two_credentials token_malformed token_algorithm token_key_unknown token_signature token_expired
+		token_not_yet token_lifetime_exceeded token_too_old token_audience token_issuer token_type token_replayed
+		token_reuse_detected token_revoked token_inactive dpop_proof dpop_nonce key_unknown key_expired key_revoked
+		session_expired issuer_unavailable
+		shutting_down draining`)
+	no := strings.Fields(`
+		client_aborted upgrade_refused
+		stepup_required binding_required binding_mismatch
+		denied_by_policy denied_by_default policy_error scope_missing
+		dns connect_refused connect_timeout tls_verify tls_handshake_upstream reset_before_response reset_mid_body
+		response_timeout body_stalled bad_response body_length_mismatch breaker_open no_healthy_target retries_exhausted
+		panic
+		book_unavailable book_full book_slow`)
+	for _, r := range All() {
+		folds, writes := slices.Contains(yes, string(r)), slices.Contains(no, string(r))
+		if folds == writes {
+			t.Errorf("%s must be in one of the two lists", r)
+		}
+		if r.Folds() != folds {
+			t.Errorf("%s: Folds() = %v", r, r.Folds())
+		}
+	}
+	if n := len(yes) + len(no); n != len(All()) {
+		t.Errorf("%d names in the two lists, %d reasons", n, len(All()))
+	}
+	if Reason("").Folds() || Reason("nonsense").Folds() {
+		t.Error("what is no reason folds")
+	}
+}
