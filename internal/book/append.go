@@ -36,8 +36,14 @@ func (rec *Recorder) Open(ctx context.Context, r *record.Record, l record.Level)
 
 // Commit keeps the record of an exchange and closes its open mark. It does not
 // matter what Open returned: a mark whose Open timed out may be there all the
-// same, and closing none is no error. It redacts r in place.
-func (rec *Recorder) Commit(ctx context.Context, _ record.Ref, r *record.Record, l record.Level) error {
+// same, and closing none is no error. An exchange of a flood may be counted
+// instead (see fold). It redacts r in place.
+func (rec *Recorder) Commit(ctx context.Context, ref record.Ref, r *record.Record, l record.Level) error {
+	if r.Raw.Fold && ref == (record.Ref{}) {
+		if folded, err := rec.fold(ctx, r, l); folded {
+			return err
+		}
+	}
 	return rec.append(ctx, ledger.ItemRecord, true, r, l)
 }
 
@@ -54,24 +60,9 @@ func (rec *Recorder) append(ctx context.Context, kind ledger.ItemKind, closes bo
 	if kind == ledger.ItemOpen {
 		r.Outcome = record.Unknown
 	}
-	r.Node, r.Snap = b.cfg.Node, rec.snap
-	who := r.Raw.IssuerSub
-	rec.rules.Apply(r)
-	r.Raw.IssuerSub = who // the record passes here twice and stays the same subject's
-
-	s, claim, err := b.subject(r, who)
+	buf, err := b.encode(kind, closes, r, rec.redact(r))
 	if err != nil {
 		return rec.lost(kind, r.Time, err)
-	}
-	r.Subject = s.Pseudonym
-
-	buf := b.buffers.Get().(*buffer)
-	buf.frame = record.AppendFrame(buf.frame[:0], r)
-	buf.personal = record.AppendPersonal(buf.personal[:0], r)
-	buf.key = s.Key
-	buf.item = ledger.Item{
-		Kind: kind, Mark: r.ID, Closes: closes, Time: r.Time, Subject: s.ID, SubjectKey: &buf.key,
-		Births: [2][]byte{s.Birth, claim}, Frame: buf.frame, Personal: buf.personal, Housekeeping: housekeeping(r.Kind),
 	}
 	if l == record.Queued {
 		return rec.queued(buf)
@@ -81,6 +72,33 @@ func (rec *Recorder) append(ctx context.Context, kind ledger.ItemKind, closes bo
 	}
 	b.appended(buf)
 	return nil
+}
+
+// redact makes r what may be kept and returns whose it is.
+func (rec *Recorder) redact(r *record.Record) (who string) {
+	r.Node, r.Snap = rec.book.cfg.Node, rec.snap
+	who = r.Raw.IssuerSub
+	rec.rules.Apply(r)
+	r.Raw.IssuerSub = who // the record passes here twice and stays the same subject's
+	return who
+}
+
+// encode resolves the subject of a redacted record and makes its item.
+func (b *Book) encode(kind ledger.ItemKind, closes bool, r *record.Record, who string) (*buffer, error) {
+	s, claim, err := b.subject(r, who)
+	if err != nil {
+		return nil, err
+	}
+	r.Subject = s.Pseudonym
+	buf := b.buffers.Get().(*buffer)
+	buf.frame = record.AppendFrame(buf.frame[:0], r)
+	buf.personal = record.AppendPersonal(buf.personal[:0], r)
+	buf.key = s.Key
+	buf.item = ledger.Item{
+		Kind: kind, Mark: r.ID, Closes: closes, Time: r.Time, Subject: s.ID, SubjectKey: &buf.key,
+		Births: [2][]byte{s.Birth, claim}, Frame: buf.frame, Personal: buf.personal, Housekeeping: housekeeping(r.Kind),
+	}
+	return buf, nil
 }
 
 // appended notes what follows from a batch that is in the WAL.
@@ -93,6 +111,11 @@ func (b *Book) appended(buf *buffer) {
 	if buf.item.Kind == ledger.ItemRecord {
 		b.records.Add(1)
 	}
+	b.reuse(buf)
+}
+
+// reuse gives a buffer back that nobody reads any more.
+func (b *Book) reuse(buf *buffer) {
 	clear(buf.key[:])
 	buf.item = ledger.Item{}
 	b.buffers.Put(buf)
@@ -214,7 +237,7 @@ func (rec *Recorder) lost(kind ledger.ItemKind, when int64, err error) error {
 	b.gap.count++
 	b.gap.first = min(b.gap.first, when)
 	b.gap.last = max(b.gap.last, when)
-	b.gap.inexact = b.gap.inexact || errors.Is(err, ledger.ErrSlow)
+	b.gap.inexact = b.gap.inexact || errors.Is(err, ledger.ErrSlow) || errors.Is(err, errFoldFile)
 	b.gap.cause = e.reason
 	return e
 }

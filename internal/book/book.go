@@ -8,6 +8,7 @@
 package book
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -43,8 +44,17 @@ type Config struct {
 	SyncWithin    time.Duration // 15 ms
 	CommitTimeout time.Duration // 1 s
 	Heartbeat     time.Duration // 1 min
-	Logger        *slog.Logger
-	Now           func() time.Time
+
+	// Exchanges of strangers with address prefix, reason and kind in common
+	// are written one by one up to FoldAbove a second and counted above that;
+	// the count is recorded each FoldWindow. FoldSlots is how many such floods
+	// are told apart at a time; above that prefixes get coarser.
+	FoldAbove  int           // 10; negative: nothing is folded
+	FoldWindow time.Duration // 10 s
+	FoldSlots  int           // 4,096; at least 16, at most 65,536
+
+	Logger *slog.Logger
+	Now    func() time.Time
 }
 
 func (c *Config) setDefaults() error {
@@ -57,8 +67,14 @@ func (c *Config) setDefaults() error {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	if c.Heartbeat == 0 {
-		c.Heartbeat = time.Minute
+	c.Heartbeat = cmp.Or(c.Heartbeat, time.Minute)
+	c.SyncWithin = cmp.Or(c.SyncWithin, 15*time.Millisecond)
+	c.CommitTimeout = cmp.Or(c.CommitTimeout, time.Second)
+	c.FoldAbove = cmp.Or(c.FoldAbove, 10)
+	c.FoldWindow = cmp.Or(c.FoldWindow, 10*time.Second)
+	c.FoldSlots = cmp.Or(c.FoldSlots, 4096)
+	if c.FoldSlots < keepForAll || c.FoldSlots > maxFoldSlots {
+		return fmt.Errorf("%d slots for floods, want %d to %d", c.FoldSlots, keepForAll, maxFoldSlots)
 	}
 	return nil
 }
@@ -73,6 +89,7 @@ type place struct {
 	state   keys.Store
 	wrapper keys.Wrapper
 	tune    func(*ledger.Options)
+	boot    func() bootID // nil: the machine's
 }
 
 // Create makes a new, empty book and returns its verifier key. The folder must
@@ -198,6 +215,8 @@ type Book struct {
 	own    *redact.Rules // for records that the book itself makes
 	vkey   string
 	tokens keys.Key // of TokenHash
+	boot   bootID
+	folds  *folds
 	begun  time.Time
 
 	records atomic.Int64 // since the last heartbeat
@@ -259,6 +278,14 @@ func open(ctx context.Context, c Config, p *place) (_ *Book, err error) {
 	if b.tokens, err = b.ring.StateKey("token"); err != nil {
 		return nil, keyless(err)
 	}
+	foldKey, err := b.ring.StateKey("fold")
+	if err != nil {
+		return nil, keyless(err)
+	}
+	b.folds, b.boot = newFolds(&c, foldKey), thisBoot()
+	if p.boot != nil {
+		b.boot = p.boot()
+	}
 	opt.Hint, b.vkey = hint, vkey
 	l, rec, err := ledger.Open(opt, vkey)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -274,13 +301,13 @@ func open(ctx context.Context, c Config, p *place) (_ *Book, err error) {
 	return b, nil
 }
 
-// Run syncs, signs, seals, beats and projects until ctx ends or the ledger
+// Run syncs, signs, seals, beats, projects and folds floods until ctx ends or the ledger
 // fails for good, and returns why.
 func (b *Book) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
-	for _, loop := range []func(context.Context) error{b.ledger.Run, b.beat} {
+	for _, loop := range []func(context.Context) error{b.ledger.Run, b.beat, b.foldLoop} {
 		wg.Go(func() {
 			if err := loop(ctx); err != nil {
 				cancel(err)
@@ -334,6 +361,8 @@ type Status struct {
 	Since      string `json:"since"`
 	Failed     string `json:"failed,omitempty"`
 	Lost       int64  `json:"lost"`
+	Floods     int64  `json:"floods"` // under way
+	Folded     int64  `json:"folded"` // exchanges that were counted instead of written, since the start
 	Checkpoint string `json:"checkpoint"`
 }
 
@@ -349,6 +378,7 @@ func (b *Book) Status() Status {
 	if err := b.ledger.Err(); err != nil {
 		s.Failed = err.Error()
 	}
+	s.Floods, s.Folded = b.folds.floods.Load(), b.folds.folded.Load()
 	b.gapMu.Lock()
 	s.Lost = b.gap.count
 	b.gapMu.Unlock()

@@ -52,6 +52,7 @@ func newSpecimen(t testing.TB) *specimen {
 	t.Helper()
 	ctx := context.Background()
 	c := testConfig()
+	c.FoldSlots = keepForAll // the least: its file is not evidence
 	c.Dir, c.KeyDir = t.TempDir(), filepath.Join(t.TempDir(), "keys")
 	s := &specimen{t: t, cfg: c, files: map[string][]byte{}}
 	s.must(os.MkdirAll(filepath.Dir(c.statePath()), 0o700))

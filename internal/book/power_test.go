@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/gatebook/gatebook/internal/book/keys"
 	"github.com/gatebook/gatebook/internal/book/ledger"
@@ -97,6 +98,7 @@ func TestPowerCuts(t *testing.T) {
 func powerCut(t *testing.T, cut int64, rng *rand.Rand) bool {
 	t.Helper()
 	r := newRoom(t, small(16))
+	r.cfg.FoldSlots = keepForAll
 	origin := originOf(r.vkey)
 	ops := r.cutPower(cut)
 	heard := newTold()
@@ -286,8 +288,9 @@ func TestPowerCutsUnderLoad(t *testing.T) {
 		rng := rand.New(rand.NewPCG(uint64(round), 3))
 		r := newRoom(t, func(o *ledger.Options) {
 			small(32)(o)
-			o.CheckpointEvery = 1e6 // 1 ms
+			o.CheckpointEvery = time.Millisecond
 		})
+		r.cfg.FoldSlots = keepForAll
 		r.cutPower(40 + rng.Int64N(400))
 		heard := newTold()
 		b, err := r.tryOpen()

@@ -12,16 +12,24 @@ import (
 )
 
 // recover records what the last stop left behind. Every step may be repeated
-// after another crash: an interrupted record closes its mark.
+// after another crash: an interrupted or folded record closes its mark.
 func (b *Book) recover(ctx context.Context, rec *ledger.Recovered) error {
+	var folds []*ledger.OpenMark
 	for i := range rec.Marks {
+		if isFold(&rec.Marks[i]) {
+			folds = append(folds, &rec.Marks[i])
+			continue
+		}
 		if err := b.interrupted(ctx, &rec.Marks[i]); err != nil {
 			return err
 		}
 	}
+	if err := b.recoverFolds(ctx, folds); err != nil {
+		return err
+	}
 	if !rec.Clean && rec.Size > 0 {
 		err := b.Note(ctx, &record.Record{Kind: record.KindUncleanStop, Outcome: record.Failure,
-			Event: record.Event{Name: "unclean_stop", Count: int64(len(rec.Marks)), Exact: true, Cause: tornCause(rec.Cut)}})
+			Event: record.Event{Name: "unclean_stop", Count: int64(len(rec.Marks) - len(folds)), Exact: true, Cause: tornCause(rec.Cut)}})
 		if err != nil {
 			return err
 		}
@@ -67,6 +75,9 @@ func compactMark(frame, personal []byte) (f, p []byte) {
 	var r record.Record
 	if record.Decode(frame, personal, &r) != nil {
 		return nil, nil
+	}
+	if r.Event.Name == eventFold {
+		return frame, personal // it needs its reason, and lives for one window
 	}
 	short := record.Record{
 		ID: r.ID, Time: r.Time, Kind: r.Kind, Outcome: r.Outcome, Route: r.Route, Op: r.Op, Subject: r.Subject,

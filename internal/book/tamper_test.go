@@ -298,7 +298,7 @@ func TestServeOnFlips(t *testing.T) {
 // was flipped.
 func TestServeOnKeyStoreFlips(t *testing.T) {
 	s := newSpecimen(t)
-	step := 16 * flipStep
+	step := 64 * flipStep
 	if soak() {
 		step = 16
 	}
