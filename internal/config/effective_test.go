@@ -121,7 +121,7 @@ func TestDigest(t *testing.T) {
 	for _, c := range [][2]string{
 		{"gate-1", "gate-2"}, {":8443", ":8444"}, {"a.crt", "b.crt"}, {"[api]", "[api, api2]"}, {"100/m", "100/s"},
 		{"/{rest...}", "/{all...}"}, {"reader:", "writer:"}, {"\"*\"", "all"}, {"{jwt: corp}]", "{jwt: corp}], scopes: [a]"},
-		{"issuers:", "reload: {watch: true}\nissuers:"}, {"upstream: api", "upstream: api, limits: [a]"},
+		{"issuers:", "request_id: {accept_from: trusted}\nissuers:"}, {"upstream: api", "upstream: api, limits: [a]"},
 	} {
 		text := strings.Replace(base, c[0], c[1], 1)
 		if text == base {

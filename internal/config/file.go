@@ -39,7 +39,7 @@ type File struct {
 	Classes   map[string]Class    `key:"classes" names:"name" later:"retention of records by class" doc:"How long records are kept, by class."`
 	Detect    Later               `key:"detect" later:"detection rules and alerts" doc:"Rules that raise alerts."`
 	Sinks     Later               `key:"sinks" later:"delivery of records to outside systems" doc:"Outside systems that receive records."`
-	Reload    Reload              `key:"reload" doc:"When the file is read again. SIGHUP and the command reload always work; certificates are always watched."`
+	Reload    Reload              `key:"reload" doc:"When the file is read again: in this release only at a start (SIGHUP is ignored). Certificates are always read again when they change."`
 	RequestID RequestID           `key:"request_id" doc:"Request ids made by others."`
 
 	source source
@@ -184,20 +184,39 @@ type Ejection struct {
 
 // Route is a set of requests and what happens to them.
 type Route struct {
-	Name      string   `key:"name" required:"true" form:"route" doc:"Name in roles, policies and records."`
-	Listeners []string `key:"listeners" form:"name" doc:"Listeners on which it is served. Default: all that do not only redirect."`
-	Host      string   `key:"host" form:"host" doc:"Host name asked for, without port. Unset: any."`
-	Path      string   `key:"path" required:"true" form:"pattern" doc:"Path pattern, matched segment by segment: {name} is one segment, {rest...} at the end all that remain."`
-	Methods   []string `key:"methods" form:"method" doc:"Methods allowed. Unset: all."`
-	Upstream  string   `key:"upstream" required:"true" form:"name" doc:"Name of the upstream."`
-	Authn     []Authn  `key:"authn" doc:"Ways to say who is asking, tried in order. A route has this or public."`
-	Public    bool     `key:"public" doc:"Serve callers who do not say who they are. Policies still apply."`
-	Scopes    []string `key:"scopes" form:"scope" doc:"OAuth scopes that a token must have, all of them."`
-	Limits    []string `key:"limits" form:"name" doc:"Names of the rate limits that apply, all of them."`
-	Audit     Audit    `key:"audit" doc:"How firmly the exchange is recorded."`
-	MaxBody   Size     `key:"max_body" default:"10MiB" max:"1024GiB" doc:"Largest request body accepted."`
-	Record    Record   `key:"record" doc:"What the record keeps beyond the usual."`
-	PathRules Later    `key:"path_rules" later:"relaxed path rules (paths are strict)" doc:"Unusual path forms that are let through."`
+	Name      string    `key:"name" required:"true" form:"route" doc:"Name in roles, policies and records."`
+	Listeners []string  `key:"listeners" form:"name" doc:"Listeners on which it is served. Default: all that do not only redirect."`
+	Host      string    `key:"host" form:"host" doc:"Host name asked for, without port. Unset: any."`
+	Path      string    `key:"path" required:"true" form:"pattern" doc:"Path pattern, matched segment by segment: {name} is one segment, {rest...} at the end all that remain."`
+	Methods   []string  `key:"methods" form:"method" doc:"Methods allowed. Unset: all."`
+	Upstream  string    `key:"upstream" required:"true" form:"name" doc:"Name of the upstream."`
+	Authn     []Authn   `key:"authn" doc:"Ways to say who is asking, tried in order. A route has this or public."`
+	Public    bool      `key:"public" doc:"Serve callers who do not say who they are. Policies still apply."`
+	Scopes    []string  `key:"scopes" form:"scope" doc:"OAuth scopes that a token must have, all of them."`
+	Limits    []string  `key:"limits" form:"name" doc:"Names of the rate limits that apply, all of them."`
+	Audit     Audit     `key:"audit" doc:"How firmly the exchange is recorded."`
+	MaxBody   Size      `key:"max_body" default:"10MiB" max:"1024GiB" doc:"Largest request body accepted."`
+	Record    Record    `key:"record" doc:"What the record keeps beyond the usual."`
+	PathRules PathRules `key:"path_rules" doc:"Unusual forms of a path that are let through. Paths are strict otherwise."`
+}
+
+// Values of PathRules.Allow and PathRules.Strict.
+const (
+	PathEncodedSlash = "encoded_slash"
+	PathSemicolon    = "semicolon"
+	PathEmptySegment = "empty_segment"
+	PathPercent      = "percent"
+
+	StrictRefuse  = "refuse"
+	StrictObserve = "observe"
+)
+
+// PathRules says which unusual forms of a path a route takes. Its pattern is
+// matched with the segments as they were received, and the path is forwarded
+// as received.
+type PathRules struct {
+	Allow  []string `key:"allow" enum:"encoded_slash semicolon empty_segment percent" doc:"Forms that are taken: %2F inside a segment, ; (parameters), // (empty segments), %25 before another encoding. A path is refused all the same if the upstream could take it for one of another route."`
+	Strict string   `key:"strict" default:"refuse" enum:"refuse observe" doc:"What happens to the forms that are not allowed: they are refused, or let through and noted in the record as would_refuse. Dot segments, backslashes and control characters are always refused."`
 }
 
 // Authn is one way to say who is asking: exactly one key.
@@ -281,7 +300,7 @@ type Class struct {
 
 // Reload says when the file is read again.
 type Reload struct {
-	Watch bool `key:"watch" doc:"Read the file again when it changes."`
+	Watch bool `key:"watch" doc:"Read the file again when it changes. Only false in this release."`
 }
 
 // Values of RequestID.AcceptFrom.

@@ -40,6 +40,9 @@ func (d *decoder) validate(f *File) {
 	d.checkOverlaps(f)
 	d.checkRoles(f)
 	d.checkRedact(f)
+	if f.Reload.Watch {
+		d.report(d.where("reload.watch"), "reload.watch", "not supported in this release: reading the file again without a restart", "set watch: false and restart to apply a change")
+	}
 	for _, name := range slices.Sorted(maps.Keys(f.Classes)) {
 		if c := f.Classes[name]; c.Max > 0 && c.Min > c.Max {
 			path := "classes." + name

@@ -74,7 +74,7 @@ type exchange struct {
 
 	params []authz.Param
 	values []string
-	decide authz.Request
+	asked  authz.Request
 
 	out      upstream.Request
 	fields   []canon.Field
@@ -151,7 +151,7 @@ func (x *exchange) describe() {
 	r.Proto = q.Proto
 	r.Authn.Method = record.None
 	if t := q.TLS; t != nil {
-		r.TLS = record.TLS{Version: t.Version, Cipher: t.Cipher, Group: t.Group, ALPN: t.ALPN, Resumed: t.Resumed}
+		r.TLS = record.TLS{Version: t.Version, Cipher: t.Cipher, Group: t.Group, ALPN: t.ALPN, Resumed: t.Resumed, JA4: t.JA4}
 		if t.SNI != "" {
 			r.TLS.SNI = x.snap.hostName(t.SNI)
 		}
@@ -173,8 +173,10 @@ func (x *exchange) describe() {
 		r.Raw.RemotePort = int(q.Remote.Port())
 	}
 	r.Personal.Fwd = x.fwd
-	id, _ := q.Get("x-request-id")
-	r.Personal.ClientRequestID = clip(id)
+	if x.trusted && x.snap.acceptIDs {
+		id, _ := q.Get("x-request-id")
+		r.Personal.ClientRequestID = clip(id)
+	}
 	tp, _ := q.Get("traceparent")
 	r.Personal.Traceparent = clip(tp)
 	r.Trace = x.traceID

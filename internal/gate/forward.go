@@ -19,7 +19,7 @@ func (x *exchange) forward() {
 	x.requestFields()
 	x.out = upstream.Request{
 		Method: x.req.Method, Authority: x.req.Authority,
-		Path: x.req.Path, Query: x.req.Query, HasQuery: x.req.HasQuery,
+		Path: x.req.Sent(), Query: x.req.Query, HasQuery: x.req.HasQuery,
 		Fields: x.fields, Length: x.req.ContentLength, Interim: x.interimFn,
 	}
 	if x.req.ContentLength != 0 {
@@ -288,9 +288,13 @@ func (b *requestBody) Read(p []byte) (int, error) {
 		return n, errBodyTooLarge
 	}
 	if err != nil && err != io.EOF {
-		if errors.Is(err, os.ErrDeadlineExceeded) {
+		var refusal *canon.Error
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
 			b.fail(reason.TimeoutReading)
-		} else {
+		case errors.As(err, &refusal) && reason.Reason(refusal.Reason).Valid():
+			b.fail(reason.Reason(refusal.Reason))
+		default:
 			b.fail(reason.ClientAborted)
 		}
 	}

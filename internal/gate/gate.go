@@ -51,7 +51,8 @@ type Exchange interface {
 	Refusal() *canon.Error
 	// Body is the request body; it stays readable until Finish or Abort. Its
 	// errors are io.EOF, one that matches os.ErrDeadlineExceeded when the
-	// client is too slow, or any other when the client went away.
+	// client is too slow, a *canon.Error when its framing is broken, or any
+	// other when the client went away.
 	Body() io.Reader
 	// Interim sends a 1xx answer other than 100 and 101.
 	Interim(code int, fields []canon.Field) error

@@ -23,6 +23,9 @@ type HTTPConfig struct {
 	// MinRate is the least rate, in bytes a second, at which a body of known
 	// length must come after its first ReadIdle. Default 1024.
 	MinRate int64
+	// HeadTime is how long an HTTP/1 head may take from its first byte to its
+	// last, behind H1Conn. Default 5 s.
+	HeadTime time.Duration
 }
 
 // HTTPEngine runs exchanges over net/http: HTTP/1.1 and HTTP/2. It is an
@@ -32,6 +35,7 @@ type HTTPConfig struct {
 type HTTPEngine struct {
 	gate  *Gate
 	cfg   HTTPConfig
+	stats FrontStats
 	spare sync.Pool // of *httpExchange
 }
 
@@ -46,16 +50,45 @@ func NewHTTPEngine(g *Gate, c HTTPConfig) *HTTPEngine {
 	if c.MinRate <= 0 {
 		c.MinRate = 1024
 	}
+	if c.HeadTime <= 0 {
+		c.HeadTime = 5 * time.Second
+	}
 	e := &HTTPEngine{gate: g, cfg: c}
 	e.spare.New = func() any { return new(httpExchange) }
 	return e
 }
 
+// Stats are the counts of the connections from H1Conn and H2Conn.
+func (e *HTTPEngine) Stats() *FrontStats { return &e.stats }
+
+// Watched makes the exchanges of another handler known to the connections from
+// H1Conn and H2Conn.
+func (e *HTTPEngine) Watched(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if f := factsOf(r.Context()); f != nil && f.watch != nil {
+			f.watch.begin(r)
+			defer f.watch.end()
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
 // ServeHTTP implements http.Handler. An aborted exchange leaves by
 // http.ErrAbortHandler, which closes the connection or resets the stream.
 func (e *HTTPEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	f := factsOf(r.Context())
+	if f != nil {
+		if f.watch != nil {
+			f.watch.begin(r)
+			defer f.watch.end()
+		}
+		f.complete(r)
+	}
 	x := e.spare.Get().(*httpExchange)
 	x.begin(e, w, r)
+	if f != nil && x.req.TLS != nil {
+		x.req.TLS.JA4 = f.JA4
+	}
 	e.gate.Serve(r.Context(), x)
 	x.body.close()
 	aborted := x.aborted || !x.finished

@@ -108,7 +108,19 @@ func (x *exchange) commit() error {
 	if x.recorder == nil {
 		return errNoRecorder
 	}
+	x.rec.Raw.Fold = x.folds()
 	return x.recorder.Commit(context.Background(), x.ref, &x.rec, x.audit.Level)
+}
+
+// folds says whether a flood of exchanges like this one may be counted instead
+// of written: refusals of strangers, but nothing that an upstream may have seen
+// or that may have an open mark, even one whose Open failed.
+func (x *exchange) folds() bool {
+	switch x.phase {
+	case phaseOpen, phaseForward, phaseBody:
+		return false
+	}
+	return x.principal == nil && x.why.Folds()
 }
 
 var errNoRecorder = errors.New("gate: the snapshot has no recorder")

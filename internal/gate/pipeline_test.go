@@ -391,7 +391,7 @@ func TestRecordIsFull(t *testing.T) {
 		TLS:      record.TLS{Version: "1.3", Cipher: rec.TLS.Cipher, Group: "X25519MLKEM768", ALPN: "h2", SNI: "example.com"},
 		Client:   record.Client{Prefix: "127.0.0.0/24", PortClass: portClass(uint16(port))},
 		Upstream: record.Upstream{Name: "orders", Target: "10.0.0.5:80", Attempts: 1, TTFBUS: 1000},
-		Personal: record.Personal{Sub: "alice", Name: "Alice A.", Email: "alice@example.com", TenantUser: "t1", Token: "hash:corp:t-1", ClientRequestID: "mine",
+		Personal: record.Personal{Sub: "alice", Name: "Alice A.", Email: "alice@example.com", TenantUser: "t1", Token: "hash:corp:t-1",
 			Traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"},
 		Raw: record.Raw{IssuerSub: "corp|alice", Path: "/v1/orders/a%20b", Query: "page=2", UA: "test/1", Referer: "https://a.example/x",
 			Headers: []record.Pair{{Name: "x-order", Value: "7"}}, Claims: []record.Pair{{Name: "dept", Value: "sales"}}, RemoteAddr: "127.0.0.1", RemotePort: port},

@@ -43,15 +43,19 @@ func (x *exchange) problem(r reason.Reason) ownAnswer {
 		add("ratelimit", x.limited.Header(x.limit))
 	}
 	status := r.Status()
-	b := make([]byte, 0, 160)
+	b := appendProblem(make([]byte, 0, 160), r, x.idText)
+	return ownAnswer{status: status, fields: fields, body: b}
+}
+
+// appendProblem adds the problem details of a reason.
+func appendProblem(b []byte, r reason.Reason, id string) []byte {
 	b = append(b, `{"type":"about:blank","title":"`...)
 	b = append(b, r.Public()...) // plain ASCII words: nothing to escape
 	b = append(b, `","status":`...)
-	b = strconv.AppendInt(b, int64(status), 10)
+	b = strconv.AppendInt(b, int64(r.Status()), 10)
 	b = append(b, `,"request_id":"`...)
-	b = append(b, x.idText...)
-	b = append(b, "\"}\n"...)
-	return ownAnswer{status: status, fields: fields, body: b}
+	b = append(b, id...)
+	return append(b, "\"}\n"...)
 }
 
 // isGRPC reports the media types of gRPC over HTTP/2; grpc-web is read as

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/gatebook/gatebook/internal/gate/authz"
+	"github.com/gatebook/gatebook/internal/gate/canon"
 )
 
 // defaultMethods are those of a route that names none.
@@ -113,6 +114,7 @@ type node struct {
 
 // leaf is where one pattern shape ends.
 type leaf struct {
+	shape   pattern // of the first route; the others differ in parameter names only
 	methods map[string]*operation
 	allow   string // the Allow field (RFC 9110 section 10.2.1)
 }
@@ -120,6 +122,7 @@ type leaf struct {
 // operation is one method of one route.
 type operation struct {
 	route  *Route
+	leaf   *leaf
 	method string   // whose rules apply: GET for a HEAD that is not listed itself
 	name   string   // "METHOD template"
 	params []string // names in the order of the pattern
@@ -182,7 +185,7 @@ func (n *node) add(r *Route) error {
 		}
 	}
 	if *at == nil {
-		*at = &leaf{methods: map[string]*operation{}}
+		*at = &leaf{shape: p, methods: map[string]*operation{}}
 	}
 	methods := r.Methods
 	if len(methods) == 0 {
@@ -193,7 +196,7 @@ func (n *node) add(r *Route) error {
 			return fmt.Errorf("%s %s is already taken by route %q; give one of them another host, path or method", m, r.Path, other.route.Name)
 		}
 		one := op
-		one.method, one.name = m, m+" "+r.Path
+		one.leaf, one.method, one.name = *at, m, m+" "+r.Path
 		(*at).methods[m] = &one
 	}
 	return nil
@@ -280,8 +283,39 @@ func (rt *router) match(host, method string, segments, values []string, params [
 	if op == nil {
 		return nil, params, l.allow
 	}
+	return op, op.appendParams(params, values), ""
+}
+
+func (op *operation) appendParams(params []authz.Param, values []string) []authz.Param {
 	for i, name := range op.params {
 		params = append(params, authz.Param{Name: name, Value: values[i]})
 	}
-	return op, params, ""
+	return params
+}
+
+// takes reports whether the pattern matches the segments, whatever others do.
+func (p *pattern) takes(segments []string) bool {
+	for i, k := range p.kinds {
+		switch {
+		case k == rest:
+			return true // the root has no segment and is taken too
+		case i >= len(segments), k == literal && p.segments[i] != segments[i], k == param && segments[i] == "":
+			return false
+		}
+	}
+	return len(p.kinds) == len(segments)
+}
+
+// ambiguous reports whether a request whose path has forms could be taken for
+// one of another route: one that some reading of the path reaches and the path
+// as it was sent does not. A wider route, which would take it as sent too if
+// own were not there, is no other one.
+func (rt *router) ambiguous(own *operation, r *canon.Request) bool {
+	for segments := range r.Readings() {
+		l, _ := rt.find(r.Host, segments, nil)
+		if l != nil && l != own.leaf && !l.shape.takes(r.Segments) {
+			return true
+		}
+	}
+	return false
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/gatebook/gatebook/internal/book/record"
+	"github.com/gatebook/gatebook/internal/gate/canon"
 	"github.com/gatebook/gatebook/internal/gate/ratelimit"
 )
 
@@ -46,6 +47,11 @@ type Route struct {
 	Host      string   // exact, in canonical form; empty: any
 	Path      string   // pattern, see parsePattern
 	Methods   []string // empty: DELETE GET HEAD PATCH POST PUT
+
+	// Forms of a path that the route takes. ObserveForms takes the others too
+	// and notes in the record that they would have been refused.
+	Forms        canon.PathForms
+	ObserveForms bool
 
 	// Public routes ask for no credential. Others need at least one
 	// authenticator.
@@ -109,6 +115,9 @@ type SnapshotConfig struct {
 	LimitBits4, LimitBits6   int
 	// Challenge applies where a route sets none.
 	Challenge Challenge
+	// AcceptRequestIDs keeps the X-Request-Id of trusted peers in the personal
+	// part of the record; nobody's is kept otherwise.
+	AcceptRequestIDs bool
 }
 
 // Snapshot is what one configuration declares. It is immutable; an exchange
@@ -121,6 +130,8 @@ type Snapshot struct {
 	challenge Challenge
 	hosts     map[string]bool // configured host names: others are not recorded
 	methods   map[string]bool // likewise
+
+	acceptIDs bool
 
 	recordBits4, recordBits6 int
 	limitBits4, limitBits6   int
@@ -141,7 +152,7 @@ func (s *Snapshot) ID() string { return s.id }
 func NewSnapshot(c SnapshotConfig) (*Snapshot, error) {
 	s := &Snapshot{
 		id: c.ID, node: c.Node, recorder: c.Recorder, audit: c.Audit, challenge: c.Challenge,
-		listeners: map[string]*listener{}, hosts: map[string]bool{}, methods: map[string]bool{"OPTIONS": true},
+		acceptIDs: c.AcceptRequestIDs, listeners: map[string]*listener{}, hosts: map[string]bool{}, methods: map[string]bool{"OPTIONS": true},
 		recordBits4: orDefault(c.RecordBits4, 24), recordBits6: orDefault(c.RecordBits6, 32),
 		limitBits4: orDefault(c.LimitBits4, 32), limitBits6: orDefault(c.LimitBits6, 64),
 	}

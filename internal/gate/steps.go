@@ -30,6 +30,10 @@ const (
 	outcomeLimited = "limited"
 	decisionAllow  = "allow"
 	decisionDeny   = "deny"
+
+	// eventWouldRefuse marks an exchange that a strict route would have
+	// refused: Event.Target names the path forms, Event.Cause the reason.
+	eventWouldRefuse = "would_refuse"
 )
 
 // canonical refuses what the engine could not read in one way only.
@@ -88,6 +92,9 @@ func (x *exchange) matchRoute() bool {
 	x.phase = phaseRoute
 	op, params, allow := x.lis.router.match(x.req.Host, x.req.Method, x.req.Segments, x.values[:0], x.params[:0])
 	x.params = params
+	if x.req.Forms != 0 && !x.formsTaken(op) {
+		return false
+	}
 	if op == nil {
 		x.allow = allow
 		if allow != "" {
@@ -108,6 +115,25 @@ func (x *exchange) matchRoute() bool {
 		}
 	}
 	return true
+}
+
+// formsTaken reports whether the route takes the unusual forms in the path. A
+// path that another reader could take for one of another route is refused even
+// so, and a route that only observes notes what it would have refused.
+func (x *exchange) formsTaken(op *operation) bool {
+	if op != nil && !x.lis.router.ambiguous(op, x.req) {
+		refused := x.req.Forms &^ op.route.Forms
+		if refused == 0 {
+			return true
+		}
+		if op.route.ObserveForms {
+			x.rec.Event = record.Event{Name: eventWouldRefuse, Target: refused.String(), Cause: string(reason.BadPath)}
+			return true
+		}
+	}
+	x.phase = phaseParse
+	x.rec.Kind = record.KindMalformed
+	return x.fail(reason.BadPath)
 }
 
 // authenticate asks the route's methods in their order.
@@ -247,7 +273,7 @@ func (x *exchange) authorize() bool {
 		x.rec.Authz.Decision = decisionAllow // NewSnapshot allows this on a public route only
 		return true
 	}
-	d := x.route.Engine.Decide(x.decision())
+	d := x.decide()
 	x.rec.Authz = record.Authz{Decision: decisionDeny, Policies: d.Policies, Set: d.Set, Errors: len(d.Errors)}
 	x.lap(&x.rec.Phase.Policy)
 	if !d.Allow || len(d.Errors) > 0 {
@@ -275,12 +301,33 @@ func (x *exchange) hasScopes() bool {
 	return true
 }
 
+// decide asks about the path in its normal form. What a policy forbids is
+// forbidden too if the path is written in a form that the upstream may read as
+// the forbidden one.
+func (x *exchange) decide() authz.Decision {
+	d := x.route.Engine.Decide(x.decision(x.req.Path))
+	if x.req.Forms == 0 || !d.Allow {
+		return d
+	}
+	path, segments := x.req.Plain()
+	plain := x.decision(path)
+	if l, values := x.lis.router.find(x.req.Host, segments, nil); l == x.op.leaf {
+		plain.Params = x.op.appendParams(nil, values)
+	}
+	again := x.route.Engine.Decide(plain)
+	if len(again.Errors) == 0 && (again.Allow || again.Reason == reason.DeniedByDefault) {
+		return d
+	}
+	again.Allow = false
+	return again
+}
+
 // decision fills the request to the policies. A HEAD is asked as the GET that
 // it stands for.
-func (x *exchange) decision() *authz.Request {
-	d := &x.decide
+func (x *exchange) decision(path string) *authz.Request {
+	d := &x.asked
 	*d = authz.Request{
-		Route: x.route.Name, Action: x.op.name, Method: x.op.method, Path: x.req.Path, Params: x.params,
+		Route: x.route.Name, Action: x.op.name, Method: x.op.method, Path: path, Params: x.params,
 		RemoteIP: x.client, Now: x.start,
 	}
 	if x.req.TLS != nil {

@@ -15,14 +15,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// NewLogger makes the process log: text on a terminal, JSON elsewhere.
+// NewLogger makes the process log: text on a terminal, JSON elsewhere. Texts
+// and errors in attributes are written through PlainLines.
 func NewLogger(w io.Writer) *slog.Logger {
+	opts := &slog.HandlerOptions{ReplaceAttr: plainAttr}
 	if f, ok := w.(*os.File); ok {
 		if st, err := f.Stat(); err == nil && st.Mode()&os.ModeCharDevice != 0 {
-			return slog.New(slog.NewTextHandler(w, nil))
+			return slog.New(slog.NewTextHandler(w, opts))
 		}
 	}
-	return slog.New(slog.NewJSONHandler(w, nil))
+	return slog.New(slog.NewJSONHandler(w, opts))
 }
 
 // Gauge is a number that is read when somebody asks.

@@ -18,6 +18,7 @@ import (
 	"github.com/gatebook/gatebook/internal/gate"
 	"github.com/gatebook/gatebook/internal/gate/authn"
 	"github.com/gatebook/gatebook/internal/gate/authz"
+	"github.com/gatebook/gatebook/internal/gate/canon"
 	"github.com/gatebook/gatebook/internal/gate/ratelimit"
 	"github.com/gatebook/gatebook/internal/gate/upstream"
 )
@@ -38,7 +39,7 @@ func build(f *config.File, b *book.Book, log *slog.Logger) (*parts, error) {
 	var errs []error
 	cache := authn.NewCache(0)
 	for i := range f.Issuers {
-		j, err := buildIssuer(&f.Issuers[i], cache, log)
+		j, err := buildIssuer(&f.Issuers[i], recordedClaims(f, f.Issuers[i].Name), cache, log)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("issuer %q: %w", f.Issuers[i].Name, err))
 			continue
@@ -67,7 +68,19 @@ func build(f *config.File, b *book.Book, log *slog.Logger) (*parts, error) {
 	return p, err
 }
 
-func buildIssuer(c *config.Issuer, cache *authn.Cache, log *slog.Logger) (*authn.JWT, error) {
+// recordedClaims are those that records of routes with this issuer keep.
+func recordedClaims(f *config.File, issuer string) []string {
+	var names []string
+	for _, r := range f.Routes {
+		if slices.ContainsFunc(r.Authn, func(a config.Authn) bool { return a.JWT == issuer }) {
+			names = append(names, r.Record.Claims...)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func buildIssuer(c *config.Issuer, pass []string, cache *authn.Cache, log *slog.Logger) (*authn.JWT, error) {
 	rules := c.Rules()
 	keys := authn.KeySource{}
 	where := c.Issuer
@@ -89,7 +102,7 @@ func buildIssuer(c *config.Issuer, cache *authn.Cache, log *slog.Logger) (*authn
 		Name: c.Name, Issuer: c.Issuer, Audiences: c.Audiences, Algorithms: rules.Algorithms,
 		Types: rules.Types, AllowNoType: rules.AllowNoType, MaxLifetime: rules.MaxLifetime, Skew: c.Skew.Std(),
 		RolesClaim: rules.RolesClaim, ScopeClaim: rules.ScopeClaim, AudienceClaim: rules.AudienceClaim, ClientClaims: rules.ClientClaims,
-		RequireClaims: rules.RequireClaims, RefuseClaims: rules.RefuseClaims, Keys: keys, Cache: cache, Logger: log,
+		RequireClaims: rules.RequireClaims, RefuseClaims: rules.RefuseClaims, PassClaims: pass, Keys: keys, Cache: cache, Logger: log,
 	})
 }
 
@@ -188,6 +201,7 @@ func (p *parts) buildSnapshot(f *config.File, b *book.Book) (*gate.Snapshot, err
 	c := gate.SnapshotConfig{
 		ID: id, Node: f.Node, Recorder: b.Recorder(p.rules, id),
 		RecordBits4: f.Redact.ClientPrefix.V4, RecordBits6: f.Redact.ClientPrefix.V6,
+		AcceptRequestIDs: f.RequestID.AcceptFrom == config.AcceptTrusted,
 	}
 	for _, l := range f.Listen {
 		if !l.RedirectToHTTPS {
@@ -211,6 +225,10 @@ func (p *parts) buildRoute(r *config.Route, limits map[string]*ratelimit.Rule) *
 		Upstream: p.pools[r.Upstream], UpstreamName: r.Upstream,
 		MaxBody: int64(r.MaxBody), Audit: auditOf(r.Audit, r.Record.Phases),
 		RecordHeaders: lower(r.Record.Headers), RecordClaims: r.Record.Claims,
+		ObserveForms: r.PathRules.Strict == config.StrictObserve,
+	}
+	for _, form := range r.PathRules.Allow {
+		out.Forms |= canon.PathForm(form)
 	}
 	for _, a := range r.Authn {
 		out.Authenticators = append(out.Authenticators, p.issuers[a.JWT])

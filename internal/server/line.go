@@ -8,7 +8,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -27,45 +29,101 @@ const (
 	certPoll          = 10 * time.Second
 )
 
-// line is one listener.
+// line is one listener. It accepts by itself (accept.go) and hands what has come
+// so far that a request can follow to net/http: HTTP/1 and HTTP/2 to a server
+// each, both in the clear behind the gate's wrappers.
 type line struct {
-	name   string
-	socket net.Listener
-	http   *http.Server
-	certs  *certStore // nil without TLS
+	name    string
+	socket  net.Listener
+	gate    *gate.Gate
+	engine  *gate.HTTPEngine
+	table   *connTable
+	trusted []netip.Prefix
+	log     *slog.Logger
+	certs   *certStore  // nil without TLS
+	tls     *tls.Config // nil without TLS
+
+	h1, h2   *http.Server // h2 is nil without TLS
+	in1, in2 *handover
+
+	work sync.WaitGroup // connections being set up, and the servers
+	quit chan struct{}  // closed when the line stops
+
+	mu      sync.Mutex
+	stopped bool                  // mu
+	held    map[net.Conn]struct{} // mu; connections that are being set up
 }
 
 func (s *Server) newLine(c *config.Listener) (*line, error) {
-	l := &line{name: c.Name}
-	var handler http.Handler = gate.NewHTTPEngine(s.gate, gate.HTTPConfig{Listener: c.Name, TLS: c.TLS != nil})
+	l := &line{
+		name: c.Name, gate: s.gate, table: s.table, trusted: c.Trusted, log: s.log,
+		engine: gate.NewHTTPEngine(s.gate, gate.HTTPConfig{Listener: c.Name, TLS: c.TLS != nil}),
+		quit:   make(chan struct{}), held: map[net.Conn]struct{}{},
+	}
+	var handler http.Handler = l.engine
 	if c.RedirectToHTTPS {
-		handler = http.HandlerFunc(redirect)
+		handler = l.engine.Watched(http.HandlerFunc(redirect))
 	}
-	l.http = &http.Server{
-		Handler: handler, ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
-		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), Protocols: new(http.Protocols),
-		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
-		// The gate answers OPTIONS * like any other request.
-		DisableGeneralOptionsHandler: true,
-	}
-	l.http.Protocols.SetHTTP1(true)
 	var err error
 	if c.TLS != nil {
 		if l.certs, err = newCertStore(c.TLS, s.log); err != nil {
 			return nil, err
 		}
-		l.http.Protocols.SetHTTP2(true)
-		l.http.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: l.certs.config}
+		l.tls = &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: l.certs.config}
 	}
-	l.socket, err = net.Listen("tcp", c.Address)
-	return l, err
+	if l.socket, err = net.Listen("tcp", c.Address); err != nil {
+		return nil, err
+	}
+	l.serveWith(handler)
+	return l, nil
 }
 
-func (l *line) serve() error {
-	if l.certs == nil {
-		return l.http.Serve(l.socket)
+// serveWith makes the servers behind the socket.
+func (l *line) serveWith(handler http.Handler) {
+	newServer := func() *http.Server {
+		return &http.Server{
+			Handler: handler, ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
+			ErrorLog: slog.NewLogLogger(l.log.Handler(), slog.LevelDebug), Protocols: new(http.Protocols),
+			ConnContext: gate.ConnContext,
+			// The gate answers OPTIONS * like any other request.
+			DisableGeneralOptionsHandler: true,
+		}
 	}
-	return l.http.ServeTLS(l.socket, "", "")
+	l.h1, l.in1 = newServer(), newHandover(l.socket.Addr())
+	l.h1.Protocols.SetHTTP1(true)
+	if l.tls == nil {
+		return
+	}
+	l.h2, l.in2 = newServer(), newHandover(l.socket.Addr())
+	// The handshake has been done; net/http sees the inside.
+	l.h2.Protocols.SetUnencryptedHTTP2(true)
+	l.h2.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: maxStreams}
+}
+
+// serve accepts until the line is stopped; then the error is
+// http.ErrServerClosed.
+func (l *line) serve() error {
+	l.work.Add(1)
+	defer l.work.Done()
+	failed := make(chan error, 2)
+	run := func(h *http.Server, in *handover) {
+		l.work.Go(func() {
+			if err := h.Serve(in); !errors.Is(err, http.ErrServerClosed) {
+				failed <- err
+				l.stop()
+			}
+		})
+	}
+	run(l.h1, l.in1)
+	if l.h2 != nil {
+		run(l.h2, l.in2)
+	}
+	err := l.accept()
+	select {
+	case err = <-failed:
+	default:
+	}
+	return err
 }
 
 // watch reads certificates again when their files change, until stopWatch.
@@ -84,11 +142,23 @@ func (l *line) stopWatch() {
 // shutdown takes no new connection and waits for exchanges under way; those
 // that are not done when ctx ends are cut.
 func (l *line) shutdown(ctx context.Context) error {
-	err := l.http.Shutdown(ctx)
-	if err == nil {
-		return nil
+	l.stop()
+	servers := []*http.Server{l.h1}
+	if l.h2 != nil {
+		servers = append(servers, l.h2)
 	}
-	return errors.Join(fmt.Errorf("listener %q: exchanges were cut after %s: %w", l.name, drainTime, err), l.http.Close())
+	errs := make([]error, len(servers))
+	var wg sync.WaitGroup
+	for i, h := range servers {
+		wg.Go(func() {
+			if err := h.Shutdown(ctx); err != nil {
+				errs[i] = errors.Join(fmt.Errorf("listener %q: exchanges were cut after %s: %w", l.name, drainTime, err), h.Close())
+			}
+		})
+	}
+	wg.Wait()
+	l.work.Wait()
+	return errors.Join(errs...)
 }
 
 func (l *line) close() error {

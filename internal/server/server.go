@@ -33,6 +33,7 @@ type Server struct {
 	parts  *parts
 	gate   *gate.Gate
 	admin  *admin.API
+	table  *connTable // connections of all lines
 	lines  []*line
 	socket net.Listener
 	health *healthLine
@@ -53,7 +54,7 @@ func SocketPath(f *config.File) string { return filepath.Join(string(f.Data), "a
 // New opens the book, which recovers it, makes the parts and opens all
 // sockets. Nothing runs yet. After an error everything is closed again.
 func New(ctx context.Context, f *config.File, log *slog.Logger) (_ *Server, err error) {
-	s := &Server{file: f, log: log}
+	s := &Server{file: f, log: log, table: newConnTable(defaultCaps())}
 	if s.book, err = book.Open(ctx, BookConfig(f, log)); err != nil {
 		return nil, err
 	}
@@ -112,8 +113,10 @@ func (s *Server) gauges() []obs.Gauge {
 		{Name: "gatebook_book_leaves", Help: "Leaves in the log.", Read: func() float64 { return float64(s.book.Status().Leaves) }},
 		{Name: "gatebook_book_signed", Help: "Leaves that the newest checkpoint covers.", Read: func() float64 { return float64(s.book.Status().Signed) }},
 		{Name: "gatebook_book_blindness", Help: "Exchanges that are not recorded yet because the book did not take them.", Read: func() float64 { return float64(s.book.Status().Lost) }},
+		{Name: "gatebook_book_floods", Help: "Floods of refusals that are being counted instead of written.", Read: func() float64 { return float64(s.book.Status().Floods) }},
+		{Name: "gatebook_book_folded", Help: "Refusals that were counted instead of written.", Read: func() float64 { return float64(s.book.Status().Folded) }},
 	}
-	return gauges
+	return append(gauges, s.connGauges()...)
 }
 
 // Addr returns the address on which a listener really listens.

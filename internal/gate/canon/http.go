@@ -31,6 +31,7 @@ func (req *Request) ReadHTTP(r *http.Request) error {
 	req.connection(r)
 	if err := req.read(r); err != nil {
 		req.Host, req.Authority, req.Path, req.Query, req.HasQuery = "", "", "", "", false
+		req.RawPath, req.Forms = "", 0
 		req.Fields, req.Segments = req.Fields[:0], req.Segments[:0]
 		return err
 	}
@@ -152,8 +153,21 @@ func (req *Request) target(r *http.Request) error {
 		return err
 	}
 	req.Query, req.HasQuery = query, has
-	req.Path, req.Segments, err = parsePath(path, req.Segments)
-	return err
+	return req.setPath(path)
+}
+
+// setPath takes over a path that is fit for some route. Which forms it may have
+// is the route's to say.
+func (req *Request) setPath(raw string) error {
+	p, err := parsePath(raw, req.Segments)
+	if err != nil {
+		return err
+	}
+	req.Path, req.Segments, req.Forms = p.normal, p.segs, p.forms
+	if p.forms != 0 {
+		req.RawPath = sendable(raw)
+	}
+	return nil
 }
 
 // absolute takes an absolute-form target apart. Two hosts that differ are the

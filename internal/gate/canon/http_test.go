@@ -43,8 +43,9 @@ var refusals = []struct{ name, raw, reason string }{
 	{"fragment in query", "GET /?x#y HTTP/1.1\nHost: a", BadPath},
 	{"dots", "GET /a/../b HTTP/1.1\nHost: a", BadPath},
 	{"encoded dots", "GET /%2e%2e/b HTTP/1.1\nHost: a", BadPath},
-	{"encoded slash", "GET /a%2fb HTTP/1.1\nHost: a", BadPath},
-	{"double slash", "GET //a HTTP/1.1\nHost: a", BadPath},
+	{"dots behind an encoded slash", "GET /a%2f..%2fb HTTP/1.1\nHost: a", BadPath},
+	{"dots behind two slashes", "GET //a/../b HTTP/1.1\nHost: a", BadPath},
+	{"dots encoded twice", "GET /a%252e%252e HTTP/1.1\nHost: a", BadPath},
 	{"obs-text in path", "GET /\xff HTTP/1.1\nHost: a", BadPath},
 	{"obs-text in query", "GET /?\xff HTTP/1.1\nHost: a", BadPath},
 	{"method too long", strings.Repeat("M", 33) + " / HTTP/1.1\nHost: a", MalformedRequest},
@@ -212,7 +213,7 @@ func TestHTTP2(t *testing.T) {
 		{"no slash", h2("GET", "a", "a", http.Header{}, 0), BadPath},
 		{"empty path", h2("GET", "", "a", http.Header{}, 0), BadPath},
 		{"absolute path", h2("GET", "https://a/", "a", http.Header{}, 0), BadHost},
-		{"double slash", h2("GET", "//admin", "a", http.Header{}, 0), BadPath},
+		{"dots behind two slashes", h2("GET", "//../admin", "a", http.Header{}, 0), BadPath},
 		{"space", h2("GET", "/a b", "a", http.Header{}, 0), BadPath},
 		{"method with space", h2("GET x", "/a", "a", http.Header{}, 0), MalformedRequest},
 		{"empty method", h2("", "/a", "a", http.Header{}, 0), MalformedRequest},
@@ -337,10 +338,13 @@ func TestReuse(t *testing.T) {
 	if err := req.ReadHTTP(h2("GET", "/a/b", "a", http.Header{"X-A": {"1"}}, 0)); err != nil {
 		t.Fatal(err)
 	}
-	if err := req.ReadHTTP(h2("GET", "/%2f", "b", http.Header{"X-B": {"1"}}, 0)); err == nil {
+	if err := req.ReadHTTP(h2("GET", "/x//%2f", "b", http.Header{"X-B": {"1"}}, 0)); err != nil || req.Forms != EncodedSlash|EmptySegment || req.Sent() != "/x//%2f" {
+		t.Fatalf("%v %+v", err, req)
+	}
+	if err := req.ReadHTTP(h2("GET", "/x//%2f", "b", http.Header{"Connection": {"x"}}, 0)); err == nil {
 		t.Fatal("accepted")
 	}
-	if req.Host != "" || req.Path != "" || len(req.Fields) != 0 || len(req.Segments) != 0 {
+	if req.Host != "" || req.Path != "" || req.RawPath != "" || req.Forms != 0 || len(req.Fields) != 0 || len(req.Segments) != 0 {
 		t.Errorf("a refused request keeps %+v", req)
 	}
 	if req.Method != "GET" || req.Proto != "HTTP/2" || req.TLS == nil || !req.Remote.IsValid() {

@@ -7,7 +7,7 @@ import (
 
 // What a byte may do in a path; see pathClass.
 const (
-	pathRefused = iota // never raw: control, space, '#', ';', '\\', '%' alone, non-ASCII
+	pathRefused = iota // looked at one by one: control, space, '#', ';', '\\', '%', non-ASCII
 	pathPlain          // stays as it is (RFC 3986 pchar and '/')
 	pathEncode         // not a pchar, yet sent raw by browsers: percent-encoded in the normal form
 )
@@ -51,52 +51,63 @@ func unreserved(c byte) bool {
 		c == '-' || c == '.' || c == '_' || c == '~'
 }
 
-// parsePath checks an origin-form path and returns its normal form (RFC 3986
-// section 6.2.2: unreserved characters decoded, hexadecimal digits in upper
-// case) and the decoded segments, appended to segs. What a second reader could
-// take for another path is refused, never rewritten: dot segments, empty
-// segments, encoded separators, double encodings, parameters, fragments.
-func parsePath(raw string, segs []string) (string, []string, error) {
+// checkedPath is a path that has been checked.
+type checkedPath struct {
+	normal string   // RFC 3986 section 6.2.2: unreserved characters decoded, hexadecimal digits in upper case
+	segs   []string // between the slashes that were sent as such, decoded once
+	forms  PathForms
+}
+
+// parsePath checks an origin-form path. Its segments are appended to segs.
+// What a second reader could take for another path is never rewritten: it is
+// refused, or it is one of the forms that a route may allow.
+func parsePath(raw string, segs []string) (checkedPath, error) {
 	if raw == "" || raw[0] != '/' {
-		return "", nil, refuse(BadPath, "the path does not begin with a slash")
+		return checkedPath{}, refuse(BadPath, "the path does not begin with a slash")
 	}
-	path, encoded, err := normalPath(raw)
+	path, forms, encoded, err := normalPath(raw)
 	if err != nil {
-		return "", nil, err
+		return checkedPath{}, err
 	}
 	if path == "/" {
-		return path, segs, nil
+		return checkedPath{path, segs, 0}, nil
 	}
 	for rest := path[1:]; ; {
 		seg, after, more := strings.Cut(rest, "/")
 		if seg == "" && more {
-			return "", nil, refuse(BadPath, "empty path segment")
+			forms |= EmptySegment
 		}
 		if seg == "." || seg == ".." {
-			return "", nil, refuse(BadPath, "dot segment")
+			return checkedPath{}, refuse(BadPath, "dot segment")
 		}
 		if encoded {
 			if seg, err = decodeSegment(seg); err != nil {
-				return "", nil, err
+				return checkedPath{}, err
 			}
 		}
 		segs = append(segs, seg)
 		if !more {
-			return path, segs, nil
+			break
 		}
 		rest = after
 	}
+	if forms != 0 {
+		if forms, err = deepForms(path, forms); err != nil {
+			return checkedPath{}, err
+		}
+	}
+	return checkedPath{path, segs, forms}, nil
 }
 
 // normalPath rewrites raw into the normal form, without a copy when it already
 // is. encoded tells whether the result holds any percent-encoding.
-func normalPath(raw string) (path string, encoded bool, err error) {
+func normalPath(raw string) (path string, forms PathForms, encoded bool, err error) {
 	i := 0
 	for i < len(raw) && pathClass[raw[i]] == pathPlain {
 		i++
 	}
 	if i == len(raw) {
-		return raw, false, nil
+		return raw, 0, false, nil
 	}
 	b := make([]byte, i, len(raw)+8)
 	copy(b, raw)
@@ -106,16 +117,20 @@ func normalPath(raw string) (path string, encoded bool, err error) {
 		case pathClass[c] == pathPlain:
 			b = append(b, c)
 			continue
+		case c == ';':
+			forms |= Semicolon
+			b = append(b, c)
+			continue
 		case pathClass[c] == pathEncode:
 		case c != '%':
-			return "", false, refuse(BadPath, rawByteDetail(c))
+			return "", 0, false, refuse(BadPath, rawByteDetail(c))
 		default:
 			if i+2 >= len(raw) {
-				return "", false, refuse(BadPath, "incomplete percent-encoding")
+				return "", 0, false, refuse(BadPath, "incomplete percent-encoding")
 			}
 			hi, lo := unhex(raw[i+1]), unhex(raw[i+2])
 			if hi < 0 || lo < 0 {
-				return "", false, refuse(BadPath, "percent sign without two hexadecimal digits")
+				return "", 0, false, refuse(BadPath, "percent sign without two hexadecimal digits")
 			}
 			c = byte(hi<<4 | lo)
 			i += 2
@@ -123,17 +138,19 @@ func normalPath(raw string) (path string, encoded bool, err error) {
 				b = append(b, c)
 				continue
 			}
-			if err := encodedByte(c); err != nil {
-				return "", false, err
+			form, err := encodedByte(c)
+			if err != nil {
+				return "", 0, false, err
 			}
+			forms |= form
 		}
 		b = append(b, '%', upperHex[c>>4], upperHex[c&15])
 		encoded = true
 	}
 	if doubleEncoded(b) {
-		return "", false, refuse(BadPath, "double percent-encoding")
+		forms |= Percent
 	}
-	return string(b), encoded, nil
+	return string(b), forms, encoded, nil
 }
 
 // rawByteDetail names the rule that an unencoded byte breaks.
@@ -141,8 +158,6 @@ func rawByteDetail(c byte) string {
 	switch {
 	case c == '#':
 		return "fragment in the request target"
-	case c == ';':
-		return "path parameter"
 	case c == '\\':
 		return "backslash in the path"
 	case c >= 0x80:
@@ -152,18 +167,20 @@ func rawByteDetail(c byte) string {
 	}
 }
 
-// encodedByte refuses the bytes that some reader takes for a separator or an
-// end once they are decoded.
-func encodedByte(c byte) error {
+// encodedByte sorts the bytes that some reader takes for a separator or an end
+// once they are decoded.
+func encodedByte(c byte) (PathForms, error) {
 	switch {
-	case c == '/' || c == '\\':
-		return refuse(BadPath, "encoded path separator")
+	case c == '/':
+		return EncodedSlash, nil
 	case c == ';':
-		return refuse(BadPath, "encoded path parameter")
+		return Semicolon, nil
+	case c == '\\':
+		return 0, refuse(BadPath, "encoded backslash")
 	case c < 0x20 || c == 0x7f:
-		return refuse(BadPath, "encoded control character")
+		return 0, refuse(BadPath, "encoded control character")
 	}
-	return nil
+	return 0, nil
 }
 
 // doubleEncoded reports whether decoding the normal form b once leaves

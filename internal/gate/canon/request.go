@@ -14,15 +14,17 @@ type Field struct{ Name, Value string }
 // Request is the canonical form of one request. FromHTTP fills it; it is not
 // changed afterwards and may be read from several goroutines.
 type Request struct {
-	Method    string   // token as sent, case kept
-	Scheme    string   // "https" or "http"
-	Host      string   // lower case, no port, no trailing dot; an IPv6 literal without brackets
-	Authority string   // host[:port] canonical, default port removed; to be sent upstream as Host when asked to preserve
-	Path      string   // normal form, begins with '/', no query; what is matched, authorized, forwarded and recorded
-	Segments  []string // decoded path segments: "/" has none, a trailing slash makes the last one ""
-	Query     string   // raw, without '?'
-	HasQuery  bool     // a '?' was there, even if nothing followed
-	Proto     string   // "HTTP/1.1" or "HTTP/2"
+	Method    string    // token as sent, case kept
+	Scheme    string    // "https" or "http"
+	Host      string    // lower case, no port, no trailing dot; an IPv6 literal without brackets
+	Authority string    // host[:port] canonical, default port removed; to be sent upstream as Host when asked to preserve
+	Path      string    // normal form, begins with '/', no query; what is authorized and recorded, and forwarded if Forms is 0
+	Segments  []string  // path segments, split as received and decoded once, for matching: "/" has none, a trailing slash makes the last one ""
+	Forms     PathForms // unusual forms in Path; whoever takes the request must allow each of them
+	RawPath   string    // the path as received, if Forms is not 0, else ""; see Sent
+	Query     string    // raw, without '?'
+	HasQuery  bool      // a '?' was there, even if nothing followed
+	Proto     string    // "HTTP/1.1" or "HTTP/2"
 
 	// Fields are the end-to-end fields, lower case, in the order of arrival
 	// within one name. Host, Content-Length, Transfer-Encoding, Connection,
@@ -50,6 +52,7 @@ type TLS struct {
 	ALPN    string
 	SNI     string
 	Resumed bool
+	JA4     string // set by whoever saw the ClientHello
 }
 
 // Get returns the first value of the field name, which must be in lower case,
