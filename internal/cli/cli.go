@@ -15,6 +15,7 @@ import (
 	"github.com/gatebook/gatebook/internal/book/ledger"
 	"github.com/gatebook/gatebook/internal/config"
 	"github.com/gatebook/gatebook/internal/desk/evidence"
+	"github.com/gatebook/gatebook/internal/obs"
 	"github.com/gatebook/gatebook/internal/server"
 )
 
@@ -63,7 +64,7 @@ func Run(ctx context.Context, args []string, stdio IO) int {
 	}
 	var e *exitError
 	if !errors.As(err, &e) || e.err != nil {
-		fmt.Fprintln(stdio.Err, "gatebook:", err)
+		fmt.Fprintln(obs.PlainWriter(stdio.Err), "gatebook:", err)
 	}
 	return codeOf(err)
 }
@@ -154,9 +155,11 @@ func (a *app) load() (*config.File, error) {
 }
 
 func (a *app) printJSON(v any) error {
-	enc := json.NewEncoder(a.Out)
+	enc := json.NewEncoder(obs.PlainWriter(a.Out))
 	enc.SetIndent("", "  ")
 	return enc.Encode(v)
 }
 
-func (a *app) printf(format string, args ...any) { fmt.Fprintf(a.Out, format, args...) }
+func (a *app) printf(format string, args ...any) {
+	fmt.Fprintf(obs.PlainWriter(a.Out), format, args...)
+}

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/gatebook/gatebook/internal/desk/query"
+	"github.com/gatebook/gatebook/internal/obs"
 )
 
 // line is what of a record stands on a line for people.
@@ -32,11 +33,11 @@ type line struct {
 	} `json:"event"`
 }
 
-// oneLine shows a record to people.
+// oneLine shows a record to people, on one line whatever is in it.
 func oneLine(m *query.Match) string {
 	var l line
 	if err := json.Unmarshal(m.Frame, &l); err != nil {
-		return fmt.Sprintf("%d unreadable frame: %v", m.Index, err)
+		return obs.Plain(fmt.Sprintf("%d unreadable frame: %v", m.Index, err))
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%6d %s %-11s", m.Index, l.Time, l.Kind)
@@ -66,7 +67,7 @@ func oneLine(m *query.Match) string {
 	if m.Sealed != "" {
 		fmt.Fprintf(&b, " (sealed: %s)", m.Sealed)
 	}
-	return b.String()
+	return obs.Plain(b.String())
 }
 
 func duration(us int64) string {

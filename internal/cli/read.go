@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gatebook/gatebook/internal/desk/query"
+	"github.com/gatebook/gatebook/internal/obs"
 )
 
 // readFlags are what searches share.
@@ -93,7 +94,7 @@ func asUsage(err error) error {
 // printMatch prints one record: JSON lines, or a line for people.
 func (a *app) printMatch(m *query.Match) error {
 	if a.json {
-		return json.NewEncoder(a.Out).Encode(m)
+		return json.NewEncoder(obs.PlainWriter(a.Out)).Encode(m)
 	}
 	_, err := fmt.Fprintln(a.Out, oneLine(m))
 	return err
@@ -149,7 +150,7 @@ func (a *app) countCommand() *cobra.Command {
 				return a.printJSON(counts)
 			}
 			for _, n := range counts {
-				a.printf("%8d  %s\n", n.Count, orNone(n.Value))
+				a.printf("%8d  %s\n", n.Count, obs.Plain(orNone(n.Value)))
 			}
 			return nil
 		},

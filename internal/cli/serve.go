@@ -4,7 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -20,6 +23,12 @@ func (a *app) serveCommand() *cobra.Command {
 		Example: "  gatebook serve -c /etc/gatebook/gatebook.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			// A hang-up, which other servers take as "reload", must not end the
+			// gate; changes are applied by a restart.
+			signal.Ignore(syscall.SIGHUP)
+			if err := quietLibraries(os.Getenv("GODEBUG")); err != nil {
+				return err
+			}
 			f, err := a.load()
 			if err != nil {
 				return err
@@ -37,6 +46,17 @@ func (a *app) serveCommand() *cobra.Command {
 			return s.Run(c.Context())
 		},
 	}
+}
+
+// quietLibraries refuses to serve while the HTTP library is told to print every
+// field that it reads and writes.
+func quietLibraries(godebug string) error {
+	for setting := range strings.SplitSeq(godebug, ",") {
+		if name, value, _ := strings.Cut(setting, "="); strings.TrimSpace(name) == "http2debug" && value != "0" {
+			return usagef("GODEBUG has http2debug, which prints all header fields to the log, secrets and personal data included; remove it")
+		}
+	}
+	return nil
 }
 
 func (a *app) checkCommand() *cobra.Command {

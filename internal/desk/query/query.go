@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/expr-lang/expr"
+	"github.com/expr-lang/expr/ast"
 	"github.com/expr-lang/expr/vm"
 
 	"github.com/gatebook/gatebook/internal/book"
@@ -62,7 +63,8 @@ func compileExpr(text string, reveal bool, want expr.Option) (*vm.Program, error
 	if len(text) > maxText {
 		return nil, &Error{fmt.Sprintf("an expression may have %d bytes, this one has %d", maxText, len(text))}
 	}
-	opts := []expr.Option{expr.DisableAllBuiltins(), expr.MaxNodes(maxNodes)}
+	var loops noLoops
+	opts := []expr.Option{expr.DisableAllBuiltins(), expr.MaxNodes(maxNodes), expr.Patch(&loops)}
 	if want != nil {
 		opts = append(opts, want)
 	}
@@ -79,7 +81,29 @@ func compileExpr(text string, reveal bool, want expr.Option) (*vm.Program, error
 		}
 		return nil, &Error{"expression: " + text}
 	}
+	if loops.found != "" {
+		return nil, &Error{fmt.Sprintf("expression: %q goes through a list, which is not allowed here; use \"in\", comparisons, and, or, not", loops.found)}
+	}
 	return p, nil
+}
+
+// noLoops looks for what expr does not switch off with its builtins: loops over
+// lists, which nested a few times take longer than anybody has, and ranges,
+// which make a list of a million numbers for every record.
+type noLoops struct{ found string }
+
+// Visit implements ast.Visitor.
+func (v *noLoops) Visit(node *ast.Node) {
+	switch n := (*node).(type) {
+	case *ast.BuiltinNode:
+		v.found = n.Name
+	case *ast.PredicateNode:
+		v.found = "#"
+	case *ast.BinaryNode:
+		if n.Operator == ".." {
+			v.found = n.Operator
+		}
+	}
 }
 
 // Error means that the question cannot be used; its text says why and where.
