@@ -30,7 +30,7 @@ func TestKills(t *testing.T) {
 	s := newSite(t, up.URL)
 	s.levels(up.URL)
 	rng := rand.New(rand.NewPCG(killSeed, 0))
-	j := &joint{t: t, up: up, records: map[string][]frame{}, whole: map[string]answered{}, part: map[string]bool{}}
+	j := &joint{t: t, up: up, records: map[string][]frame{}, whole: map[string]answered{}, part: map[string]answered{}}
 	began := time.Now()
 	for n := range kills() {
 		s.start()
@@ -55,8 +55,8 @@ func TestKills(t *testing.T) {
 	s.stop()
 	s.verifyDead(kills())
 	j.final(kills())
-	t.Logf("%d kills in %s: %d responses whole, %d in part, %d seen upstream, %d records",
-		kills(), time.Since(began).Round(time.Millisecond), len(j.whole), len(j.part), len(up.saw()), len(j.records))
+	t.Logf("%d kills in %s: %d responses whole, %d in part, %d seen upstream, %d records, and %d refusals in counts",
+		kills(), time.Since(began).Round(time.Millisecond), len(j.whole), len(j.part), len(up.saw()), len(j.records), j.folded)
 }
 
 // joint joins what clients, upstream and book know of every exchange.
@@ -67,20 +67,24 @@ type joint struct {
 	records map[string][]frame // by request id
 	unclean int
 	whole   map[string]answered
-	part    map[string]bool
+	part    map[string]answered
+
+	// Refusals: asked for, recorded one by one, counted in folded records.
+	asked, single, folded int
 }
 
 // add takes what clients saw.
-func (j *joint) add(whole []answered, part []string) {
+func (j *joint) add(whole, part []answered, asked int) {
 	j.t.Helper()
+	j.asked += asked
 	for _, a := range whole {
 		if _, twice := j.whole[a.id]; twice {
 			j.t.Errorf("id %s was given to two responses", a.id)
 		}
 		j.whole[a.id] = a
 	}
-	for _, id := range part {
-		j.part[id] = true
+	for _, a := range part {
+		j.part[a.id] = a
 	}
 }
 
@@ -95,6 +99,12 @@ func (j *joint) read(s *site) {
 		switch f.Frame.Kind {
 		case "request", "interrupted", "malformed":
 			j.records[f.Frame.ID] = append(j.records[f.Frame.ID], f)
+			switch {
+			case f.Frame.Event.Name == "fold":
+				j.folded += f.Frame.Event.Count
+			case f.Frame.Error.Reason == "bad_path":
+				j.single++
+			}
 		case "unclean_stop":
 			j.unclean++
 		case "gap":
@@ -107,8 +117,15 @@ func (j *joint) read(s *site) {
 // compare demands the promise of everything seen so far.
 func (j *joint) compare() {
 	j.t.Helper()
+	refused := 0
 	for id, a := range j.whole {
 		rs := j.records[id]
+		if a.path == refusedPath {
+			refused++
+			if len(rs) == 0 {
+				continue // counted, see below
+			}
+		}
 		if len(rs) != 1 {
 			j.t.Fatalf("%s %d, received whole, has %d records: id %s, %+v", a.path, a.status, len(rs), id, rs)
 		}
@@ -120,6 +137,11 @@ func (j *joint) compare() {
 			j.t.Fatalf("%s: %d bytes received, %d recorded", a.path, a.bytes, f.BytesOut)
 		}
 	}
+	// Whoever got a refusal whole is in a record or in a count; nobody is in
+	// either who did not ask.
+	if n := j.single + j.folded; n < refused || n > j.asked {
+		j.t.Fatalf("%d refusals received whole of %d asked for; %d are recorded and %d counted", refused, j.asked, j.single, j.folded)
+	}
 	for id := range j.up.saw() {
 		if n := len(j.records[id]); n != 1 {
 			j.t.Fatalf("the upstream saw request %q, which has %d records", id, n)
@@ -130,9 +152,10 @@ func (j *joint) compare() {
 			j.t.Fatalf("request %s has %d records: %+v", id, len(rs), rs)
 		}
 	}
-	for id := range j.part {
-		if n := len(j.records[id]); n != 1 {
-			j.t.Fatalf("request %s, of which the client got a part, has %d records", id, n)
+	for id, a := range j.part {
+		n := len(j.records[id])
+		if n != 1 && (n != 0 || a.path != refusedPath) { // a refusal may be in a count
+			j.t.Fatalf("%s, of which the client got a part, has %d records: id %s", a.path, n, id)
 		}
 	}
 }
@@ -153,8 +176,8 @@ func (j *joint) final(kills int) {
 	if interrupted < kills {
 		j.t.Errorf("only %d interrupted exchanges after %d kills", interrupted, kills)
 	}
-	if len(j.part) == 0 {
-		j.t.Error("no response was cut off")
+	if len(j.part) == 0 || j.folded == 0 {
+		j.t.Errorf("%d responses were cut off, %d refusals counted: neither may be none", len(j.part), j.folded)
 	}
 }
 

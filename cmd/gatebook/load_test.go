@@ -10,9 +10,11 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -132,16 +134,21 @@ type load struct {
 	site  *site
 	whole chan answered // every response received whole
 	tick  chan struct{} // one for each of them, for who waits for a number
-	part  chan string   // ids of responses that were not
+	part  chan answered // those that began and were not
+	asked atomic.Int64  // how often refusedPath was put on the wire
 	stop  context.CancelFunc
 	ctx   context.Context
 	wg    sync.WaitGroup
 }
 
+// refusedPath is refused by the gate itself, so often that it counts the
+// refusals of a flood in one record.
+const refusedPath = "/length/a%2Fb"
+
 // startLoad sets the clients to work.
 func startLoad(s *site, seed uint64) *load {
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &load{site: s, ctx: ctx, stop: cancel, whole: make(chan answered, 1<<16), tick: make(chan struct{}, 1<<16), part: make(chan string, 1<<16)}
+	l := &load{site: s, ctx: ctx, stop: cancel, whole: make(chan answered, 1<<16), tick: make(chan struct{}, 1<<16), part: make(chan answered, 1<<16)}
 	for n := range loadClients {
 		rng := rand.New(rand.NewPCG(seed, uint64(n)))
 		l.wg.Go(func() { l.client(n, rng) })
@@ -167,7 +174,11 @@ func (l *load) client(n int, rng *rand.Rand) {
 // request does one exchange; false ends the client.
 func (l *load) request(c *http.Client, n int, rng *rand.Rand) bool {
 	method, path, body := l.pick(n, rng)
-	req, err := http.NewRequestWithContext(l.ctx, method, "https://"+l.site.addr+path, body)
+	ctx := l.ctx
+	if path == refusedPath {
+		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { l.asked.Add(1) }})
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "https://"+l.site.addr+path, body)
 	if err != nil {
 		l.site.t.Error(err)
 		return false
@@ -182,7 +193,7 @@ func (l *load) request(c *http.Client, n int, rng *rand.Rand) bool {
 	a := answered{id: resp.Header.Get("X-Request-Id"), status: resp.StatusCode, path: path}
 	if a.bytes, err = io.Copy(io.Discard, resp.Body); err != nil {
 		if a.id != "" {
-			l.part <- a.id
+			l.part <- a
 		}
 		return broken && l.ctx.Err() == nil
 	}
@@ -224,7 +235,7 @@ func (l *load) pick(n int, rng *rand.Rand) (method, path string, body io.Reader)
 	case k < 15:
 		return "GET", fmt.Sprintf("/broken/%d", 4+size), nil
 	default:
-		return "GET", "/length/a%2Fb", nil // refused by the gate itself
+		return "GET", refusedPath, nil
 	}
 }
 
@@ -242,8 +253,9 @@ func (l *load) wait(n int) error {
 	return nil
 }
 
-// end waits for the clients, which a killed server has cut off.
-func (l *load) end() (whole []answered, part []string) {
+// end waits for the clients, which a killed server has cut off. asked is how
+// often refusedPath was asked for.
+func (l *load) end() (whole, part []answered, asked int) {
 	l.stop()
 	l.wg.Wait()
 	close(l.whole)
@@ -251,10 +263,10 @@ func (l *load) end() (whole []answered, part []string) {
 	for a := range l.whole {
 		whole = append(whole, a)
 	}
-	for id := range l.part {
-		part = append(part, id)
+	for a := range l.part {
+		part = append(part, a)
 	}
-	return whole, part
+	return whole, part, int(l.asked.Load())
 }
 
 // tls is how clients trust the site.

@@ -251,6 +251,10 @@ type frame struct {
 			Origin string `json:"origin"`
 			Reason string `json:"reason"`
 		} `json:"error"`
+		Event struct {
+			Name  string `json:"name"`
+			Count int    `json:"count"`
+		} `json:"event"`
 	} `json:"frame"`
 }
 
