@@ -30,8 +30,8 @@ const (
 // Whose failure it is, is decided once and at once, under mu, by who comes
 // first: a stream waits from its HEADERS until its handler claims it, or
 // net/http answers it, or the client resets it, or the connection ends. A
-// handler that comes later is told to leave no record of its own. Nothing waits
-// for a timer.
+// handler that comes later is told to leave no record of its own. No decision
+// waits for a timer; only trailers that overtake their handler wait for it.
 //
 // Not seen is one thing: a connection that breaks a rule after a GOAWAY without
 // error (draining, or idle) is closed by net/http without another word. Streams

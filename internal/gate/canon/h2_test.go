@@ -352,11 +352,17 @@ func naive(in string, most int) (out string, refused bool) {
 			b.WriteString(frame(h.Type, h.Flags&^H2EndHeaders, h.Stream, payload) + frame(H2Continuation, H2EndHeaders, h.Stream, add))
 		}
 	}
-	return b.String(), false
+	if open != 0 { // a number that never ends is seen before the block ends
+		w.block(block)
+	}
+	return b.String(), w.endless
 }
 
 // naiveBlocks takes whole header blocks apart.
-type naiveBlocks struct{ taint bool }
+type naiveBlocks struct {
+	taint   bool
+	endless bool // a number was longer than any that makes sense
+}
 
 func (w *naiveBlocks) block(s string) (secure, whole bool) {
 	number := func(bits int) (int, bool) {
@@ -377,6 +383,7 @@ func (w *naiveBlocks) block(s string) (secure, whole bool) {
 				return n, true
 			}
 		}
+		w.endless = w.endless || s != ""
 		return 0, false
 	}
 	text := func() (v string, huff, ok bool) {
