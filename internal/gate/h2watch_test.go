@@ -394,8 +394,8 @@ func TestH2ConnRaw(t *testing.T) {
 				}
 			}
 			if len(got) == 0 && due > 0 && missing.Add(1) <= 2 {
-				// A connection that its client cuts can, rarely and under load,
-				// end before its record is decided (docs/decisions.md).
+				// A connection can, rarely and under load, end without its
+				// record, and why is not known yet (docs/decisions.md).
 				t.Logf("no record, want %v", tc.want)
 				return
 			}
