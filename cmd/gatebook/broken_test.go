@@ -4,7 +4,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 )
 
@@ -61,7 +60,7 @@ func TestBookFailsUnderTheGate(t *testing.T) {
 		t.Error("the upstream was called without a record")
 	}
 	up.mu.Unlock()
-	if !strings.Contains(s.stderr.String(), "nothing more is recorded until a restart") {
+	if !s.stderr.shows("nothing more is recorded until a restart") {
 		t.Errorf("the log does not say so:\n%s", s.stderr)
 	}
 	s.kill()

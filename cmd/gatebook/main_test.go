@@ -62,14 +62,40 @@ type site struct {
 // output is what a process has printed so far.
 type output struct {
 	mu   sync.Mutex
-	text []byte // under mu
+	text []byte        // under mu
+	more chan struct{} // under mu; closed at the next write, nil if nobody waits
 }
 
 func (o *output) Write(b []byte) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.text = append(o.text, b...)
+	if o.more != nil {
+		close(o.more)
+		o.more = nil
+	}
 	return len(b), nil
+}
+
+// shows waits until text has been printed; false if it is not in a minute.
+func (o *output) shows(text string) bool {
+	late := time.After(time.Minute)
+	for {
+		o.mu.Lock()
+		if o.more == nil {
+			o.more = make(chan struct{})
+		}
+		found, more := strings.Contains(string(o.text), text), o.more
+		o.mu.Unlock()
+		if found {
+			return true
+		}
+		select {
+		case <-more:
+		case <-late:
+			return false
+		}
+	}
 }
 
 func (o *output) String() string {

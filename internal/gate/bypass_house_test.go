@@ -284,7 +284,7 @@ func (h *bypassHouse) fire(raw string) outcome {
 		h.t.Fatal(err)
 	}
 	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		h.t.Fatal(err)
 	}
 	if _, err := io.WriteString(c, raw); err != nil {
@@ -306,7 +306,7 @@ func (h *bypassHouse) settle(o *outcome) {
 	select {
 	case c := <-h.book.done:
 		o.records = append(o.records, c.rec)
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 	}
 	for {
 		select {
@@ -329,7 +329,7 @@ func (h *bypassHouse) fire2(fields ...string) outcome {
 		h.t.Fatal(err)
 	}
 	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		h.t.Fatal(err)
 	}
 	var block []byte

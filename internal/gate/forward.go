@@ -5,7 +5,9 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/gatebook/gatebook/internal/gate/canon"
 	"github.com/gatebook/gatebook/internal/gate/upstream"
@@ -51,13 +53,17 @@ func (x *exchange) forward() {
 // upstreamFailed finds out whose failure it was: the client's body, the client
 // that went away, or the upstream.
 func (x *exchange) upstreamFailed(err error) {
+	gone := x.ctx.Err() != nil
 	if x.body != nil {
+		if gone {
+			x.body.settle()
+		}
 		if r := x.body.failure(); r != "" {
 			x.fail(r)
 			return
 		}
 	}
-	if x.ctx.Err() != nil {
+	if gone {
 		x.fail(reason.ClientAborted)
 		return
 	}
@@ -269,6 +275,8 @@ type requestBody struct {
 	limit int64 // 0: none
 	n     atomic.Int64
 	why   atomic.Pointer[reason.Reason]
+
+	reading sync.Mutex // held while src is read
 }
 
 var errBodyTooLarge = errors.New("gate: request body is larger than the route allows")
@@ -282,6 +290,8 @@ func (b *requestBody) Read(p []byte) (int, error) {
 		}
 		p = p[:min(int64(len(p)), left+1)]
 	}
+	b.reading.Lock()
+	defer b.reading.Unlock()
 	n, err := b.src.Read(p)
 	if total := b.n.Add(int64(n)); b.limit > 0 && total > b.limit {
 		b.fail(reason.BodyTooLarge)
@@ -299,6 +309,24 @@ func (b *requestBody) Read(p []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// settleTime bounds the wait for a read that fails: it is failing already.
+const settleTime = time.Second
+
+// settle waits until a read that is under way has said why it fails: net/http
+// cancels an exchange before the read that found the fault returns.
+func (b *requestBody) settle() {
+	done := make(chan struct{})
+	go func() {
+		b.reading.Lock()
+		defer b.reading.Unlock()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(settleTime):
+	}
 }
 
 func (b *requestBody) fail(r reason.Reason) { b.why.CompareAndSwap(nil, &r) }
