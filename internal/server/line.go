@@ -75,6 +75,7 @@ func (s *Server) newLine(c *config.Listener) (*line, error) {
 		return nil, err
 	}
 	l.serveWith(handler)
+	l.work.Add(1) // serve; a shutdown may come before it has begun
 	return l, nil
 }
 
@@ -103,7 +104,6 @@ func (l *line) serveWith(handler http.Handler) {
 // serve accepts until the line is stopped; then the error is
 // http.ErrServerClosed.
 func (l *line) serve() error {
-	l.work.Add(1)
 	defer l.work.Done()
 	failed := make(chan error, 2)
 	run := func(h *http.Server, in *handover) {
