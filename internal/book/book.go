@@ -79,7 +79,20 @@ func (c *Config) setDefaults() error {
 	return nil
 }
 
-func (c *Config) statePath() string { return filepath.Join(c.Dir, "state", "keys.db") }
+// statePath is where the key store is. A log that was left behind shares that
+// of the folder around it.
+func (c *Config) statePath() string {
+	dir := filepath.Clean(c.Dir)
+	if c.isEarlier() {
+		dir = filepath.Dir(filepath.Dir(dir))
+	}
+	return filepath.Join(dir, "state", "keys.db")
+}
+
+// isEarlier tells a log that Renew left behind.
+func (c *Config) isEarlier() bool {
+	return filepath.Base(filepath.Dir(filepath.Clean(c.Dir))) == earlierDir
+}
 
 // place is where a book lives: its files, the store of its keys and the root
 // of trust of those. tune, if not nil, sets ledger options that have no place
@@ -227,11 +240,20 @@ type Book struct {
 
 // Open opens a book for writing: recovery first, then an `interrupted` record
 // for every exchange without an outcome, `unclean_stop` if there was one, and
-// `start`. Errors: ErrNone, store.ErrLocked, *ledger.Damage, *ledger.KeyError.
-func Open(ctx context.Context, c Config) (b *Book, err error) {
+// `start`. Errors: ErrNone, store.ErrLocked, *RestoredError, *ledger.Damage,
+// *ledger.KeyError.
+func Open(ctx context.Context, c Config) (*Book, error) {
 	if err := c.setDefaults(); err != nil {
 		return nil, err
 	}
+	if err := errors.Join(c.notRestored(), c.notRenewing()); err != nil {
+		return nil, err
+	}
+	return openFolder(ctx, c)
+}
+
+// openFolder is Open also of a folder whose log is about to be replaced.
+func openFolder(ctx context.Context, c Config) (*Book, error) {
 	if err := c.present(); err != nil {
 		return nil, err
 	}
@@ -246,7 +268,7 @@ func Open(ctx context.Context, c Config) (b *Book, err error) {
 	if err != nil {
 		return nil, errors.Join(keyless(err), ks.Close())
 	}
-	b, err = open(ctx, c, &place{files: store.Dir(c.Dir), state: ks, wrapper: w})
+	b, err := open(ctx, c, &place{files: store.Dir(c.Dir), state: ks, wrapper: w})
 	if err != nil {
 		return nil, errors.Join(err, ks.Close())
 	}

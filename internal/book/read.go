@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 	"time"
 
 	"github.com/gatebook/gatebook/internal/book/keys"
@@ -58,6 +59,14 @@ func openReader(c *Config, p *place, ring *keys.Ring) (*Reader, error) {
 	opt, vkey, err := c.ledgerOptions(p, ring)
 	if err != nil {
 		return nil, keyless(err)
+	}
+	if c.isEarlier() {
+		// It has a key of its own, of which only the public half is left.
+		if vkey, err = ledger.SelfKey(p.files); err != nil {
+			return nil, err
+		}
+		opt.Origin, _, _ = strings.Cut(vkey, "+")
+		opt.Signer = nil
 	}
 	v, err := ledger.Inspect(opt, vkey)
 	if errors.Is(err, fs.ErrNotExist) {

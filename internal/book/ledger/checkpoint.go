@@ -46,6 +46,15 @@ func OpenCheckpoint(msg []byte, v note.Verifier) (Tree, error) {
 	return t, nil
 }
 
+// CheckpointOf is OpenCheckpoint with the verifier key as text.
+func CheckpointOf(msg []byte, vkey string) (Tree, error) {
+	v, err := note.NewVerifier(vkey)
+	if err != nil {
+		return Tree{}, fmt.Errorf("verifier key: %w", err)
+	}
+	return OpenCheckpoint(msg, v)
+}
+
 // CheckpointSize reads the size out of a checkpoint that is already trusted.
 func CheckpointSize(msg []byte) (uint64, error) {
 	text, _, _ := strings.Cut(string(msg), "\n\n")
