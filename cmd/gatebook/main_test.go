@@ -57,6 +57,7 @@ type site struct {
 	cmd    *exec.Cmd
 	client *http.Client
 	stderr *output
+	said   string // by the last command, on stderr
 }
 
 // output is what a process has printed so far.
@@ -169,6 +170,7 @@ func (s *site) run(want int, args ...string) string {
 	var out, errs strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
+	s.said = errs.String()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		s.t.Fatal(err)

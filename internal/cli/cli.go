@@ -80,6 +80,8 @@ func codeOf(err error) int {
 		return e.code
 	case errors.As(err, &usage), errors.As(err, &problems):
 		return ExitUsage
+	case server.IsRestored(err):
+		return ExitTruncated
 	case server.IsLocked(err):
 		return ExitLocked
 	case server.IsNotFound(err):
@@ -131,9 +133,17 @@ func newRoot(stdio IO) *cobra.Command {
 	root.AddCommand(
 		a.initCommand(), a.checkCommand(), a.serveCommand(), a.demoCommand(),
 		a.verifyCommand(), a.searchCommand(), a.showCommand(), a.countCommand(), a.proveCommand(),
+		a.backupCommand(), a.restoreCommand(), a.bookCommand(),
 		a.statusCommand(), a.versionCommand(),
 	)
+	wrapArgs(root)
+	return root
+}
+
+// wrapArgs makes wrong arguments of all commands usage errors.
+func wrapArgs(root *cobra.Command) {
 	for _, c := range root.Commands() {
+		wrapArgs(c)
 		args := c.Args
 		c.Args = func(c *cobra.Command, given []string) error {
 			if err := args(c, given); err != nil {
@@ -142,7 +152,6 @@ func newRoot(stdio IO) *cobra.Command {
 			return nil
 		}
 	}
-	return root
 }
 
 // load reads and checks the configuration.

@@ -161,6 +161,14 @@ func (c *client) Prove(id string, reveal bool) (proof []byte, err error) {
 	return proof, err
 }
 
+// backup copies the archive of a backup to w.
+func (c *client) backup(w io.Writer, withKeys bool) error {
+	return c.call("POST", "/api/v1/backup?with_keys="+strconv.FormatBool(withKeys), nil, func(r io.Reader) error {
+		_, err := io.Copy(w, r)
+		return err
+	})
+}
+
 // verify asks the server to verify the book that it has open.
 func (c *client) verify(key string, saved []byte) (*ledger.Report, error) {
 	body, err := json.Marshal(admin.VerifyRequest{Key: key, Saved: saved})

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/user"
+	"path/filepath"
 	"runtime"
 
 	"github.com/gatebook/gatebook/internal/book"
@@ -94,6 +95,9 @@ func (o *Offline) Prove(id string, reveal bool) ([]byte, error) {
 	}
 	return admin.Prove(o.reader, rid, reveal)
 }
+
+// KeyFile is where the verifier key of a configuration's log is.
+func KeyFile(f *config.File) string { return filepath.Join(string(f.Data), "log.vkey") }
 
 // Verify checks the evidence in a folder; keyDir may be empty. While a server
 // has the book open it fails with an error that IsLocked knows.

@@ -32,6 +32,7 @@ type Book interface {
 	Note(ctx context.Context, r *record.Record) error
 	Verify(key string, saved []byte) (*ledger.Report, error)
 	Status() book.Status
+	Backup(w io.Writer, withKeys bool) (*book.BackupInfo, error)
 	// Sign signs a checkpoint over everything recorded so far.
 	Sign(ctx context.Context) error
 }
@@ -61,6 +62,7 @@ func New(c Config) *API {
 	a.handle("GET /api/v1/records/{id}/proof", a.proof)
 	a.handle("GET /api/v1/counts", a.counts)
 	a.handle("POST /api/v1/verify", a.verify)
+	a.handle("POST /api/v1/backup", a.backup)
 	return a
 }
 
