@@ -207,13 +207,20 @@ func (codec) EncodeColumns(frames, hints [][]byte, yield func()) ([][]byte, erro
 	if err != nil {
 		return nil, err
 	}
-	for _, f := range frames {
-		yield()
+	for i, f := range frames {
+		if i%16 == 0 {
+			yield()
+		}
 		if err := e.Add(f); err != nil {
 			return nil, err
 		}
 	}
 	return e.Columns(yield), nil
+}
+
+func (c codec) DecodeColumns(cols [][]byte, n int, yield func()) ([][]byte, error) {
+	c.Yield = yield
+	return c.Codec.DecodeColumns(cols, n)
 }
 
 // Book is an open book. Its methods are safe for concurrent use; Run must be

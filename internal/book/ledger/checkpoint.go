@@ -199,10 +199,12 @@ func (l *Ledger) reread(w *walFile, f *frontier, to uint64) error {
 	batches, entries, first := w.batches, w.entries, w.header.first
 	l.mu.RUnlock()
 	var raw, buf []byte
+	slice := newSlicer(l.opt.Now)
 	for _, b := range batches {
 		if b.first+uint64(b.count) <= f.size || b.first >= to {
 			continue
 		}
+		slice.yield()
 		items, r, err := w.readBatch(b.batchInfo, raw, buf)
 		if err != nil {
 			return fmt.Errorf("reading %s again before signing: %w", w.name, err)

@@ -35,7 +35,7 @@ func TestUnboundManifest(t *testing.T) {
 				w.halt()
 				w.close()
 				b := w.read(segmentName(0, 0))
-				f, err := parseSegment(b)
+				f, err := parseSegment(b, nil)
 				if err != nil {
 					t.Fatal(err)
 				}

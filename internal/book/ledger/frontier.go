@@ -88,6 +88,17 @@ func perfectRoot(hashes []tlog.Hash) tlog.Hash {
 	return nodeHash(perfectRoot(hashes[:m]), perfectRoot(hashes[m:]))
 }
 
+// rootSlowly is perfectRoot that calls yield, if not nil, between pieces of
+// work.
+func rootSlowly(hashes []tlog.Hash, yield func()) tlog.Hash {
+	if len(hashes) <= tileWidth || yield == nil {
+		return perfectRoot(hashes)
+	}
+	yield()
+	m := len(hashes) / 2
+	return nodeHash(rootSlowly(hashes[:m], yield), rootSlowly(hashes[m:], yield))
+}
+
 // tilePath is "tile/<L>/<N>" of C2SP tlog-tiles: N in groups of three digits,
 // all but the last with an x in front; w is the width of a partial tile or
 // tileWidth.

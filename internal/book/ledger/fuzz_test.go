@@ -267,8 +267,8 @@ func FuzzSegment(f *testing.F) {
 	f.Add([]byte{}, uint32(len(valid.bytes)-33), byte(0xff))
 	f.Fuzz(func(t *testing.T, b []byte, off uint32, flip byte) {
 		boundedMemory(t, len(b), func() {
-			parseSegment(b)
-			parseSegment(sumAgain(b))
+			parseSegment(b, nil)
+			parseSegment(sumAgain(b), nil)
 		})
 		content := bytes.Clone(valid.bytes[:len(valid.bytes)-32])
 		content[int(off)%len(content)] ^= flip

@@ -329,7 +329,7 @@ func TestGoldenManifest(t *testing.T) {
 	m := &manifest{
 		first: 65536, count: 3, generation: 2, format: segmentVersion, keyID: [16]byte{1},
 		file: sha256.Sum256([]byte("file")), replaced: sha256.Sum256([]byte("replaced")),
-		roots:  coverRange(65536, []tlog.Hash{{1}, {2}, {3}}),
+		roots:  coverRange(65536, []tlog.Hash{{1}, {2}, {3}}, nil),
 		ranges: []accounted{{1, 65536, 1, 70000}, {2, 65538, 1, 70001}},
 	}
 	golden(t, "manifest.bin", m.encode())

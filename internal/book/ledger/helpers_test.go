@@ -105,7 +105,7 @@ func (testCodec) EncodeColumns(frames, _ [][]byte, _ func()) ([][]byte, error) {
 	return [][]byte{col}, nil
 }
 
-func (testCodec) DecodeColumns(cols [][]byte, n int) ([][]byte, error) {
+func (testCodec) DecodeColumns(cols [][]byte, n int, _ func()) ([][]byte, error) {
 	var out [][]byte
 	for b := cols[0]; len(b) > 0; {
 		size, rest, ok := takeUvarint(b, uint64(len(b)))

@@ -51,9 +51,9 @@ type Keys interface {
 // Codec turns frames into columns and back to the same bytes. Safe for
 // concurrent use.
 type Codec interface {
-	// yield is called between pieces of work.
+	// yield is called between pieces of work; DecodeColumns takes nil too.
 	EncodeColumns(frames, hints [][]byte, yield func()) (cols [][]byte, err error)
-	DecodeColumns(cols [][]byte, n int) (frames [][]byte, err error)
+	DecodeColumns(cols [][]byte, n int, yield func()) (frames [][]byte, err error)
 }
 
 // maxSegmentRecords is how many leaves a segment may hold, and the boundary

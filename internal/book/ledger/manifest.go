@@ -130,14 +130,14 @@ func segmentName(first uint64, generation uint32) string {
 
 // coverRange splits leaves [first, first+len(hashes)) into the fewest perfect
 // subtrees of the whole tree, left to right.
-func coverRange(first uint64, hashes []tlog.Hash) []subtree {
+func coverRange(first uint64, hashes []tlog.Hash, yield func()) []subtree {
 	var out []subtree
 	for len(hashes) > 0 {
 		level := byte(0)
 		for first>>level&1 == 0 && uint64(len(hashes)) >= 2<<level && level < 62 {
 			level++
 		}
-		out = append(out, subtree{level, first >> level, perfectRoot(hashes[:1<<level])})
+		out = append(out, subtree{level, first >> level, rootSlowly(hashes[:1<<level], yield)})
 		first += 1 << level
 		hashes = hashes[1<<level:]
 	}

@@ -162,6 +162,7 @@ func (l *Ledger) segmentInput(w *walFile, yield func()) (*segmentInput, error) {
 	if _, err := again.replay(c); err != nil {
 		return nil, err
 	}
+	yield()
 	if !slices.Equal(again.entries, w.entries) {
 		return nil, fmt.Errorf("%s holds %d leaves on the disk that are not the %d in memory", w.name, again.count(), w.count())
 	}
@@ -185,7 +186,9 @@ type collector struct {
 }
 
 func (c *collector) item(_ *walFile, it *item) error {
-	c.yield()
+	if it.index%16 == 0 {
+		c.yield()
+	}
 	switch {
 	case it.typ == itemRecord:
 		both := append(append(make([]byte, 0, len(it.frame)+len(it.personal)), it.frame...), it.personal...)
@@ -202,11 +205,11 @@ func (c *collector) item(_ *walFile, it *item) error {
 // writeSegment writes the file, reads it back and proves that it holds what
 // was committed to, before it gets its name.
 func (l *Ledger) writeSegment(in *segmentInput, yield func()) (*manifest, error) {
-	p, err := newPacker()
+	p, err := newPacker(yield)
 	if err != nil {
 		return nil, err
 	}
-	defer p.enc.Close()
+	defer p.close()
 	b, err := buildSegment(in, l.opt.Codec, l.opt.Keys, p, yield)
 	if err != nil {
 		return nil, err
@@ -215,7 +218,7 @@ func (l *Ledger) writeSegment(in *segmentInput, yield func()) (*manifest, error)
 	if err := l.writeTemp(name+".tmp", b); err != nil {
 		return nil, err
 	}
-	back, err := readSegment(l.opt.FS, name+".tmp")
+	back, err := readSegmentSlowly(l.opt.FS, name+".tmp", yield)
 	if err != nil {
 		return nil, fmt.Errorf("reading back: %w", err)
 	}
@@ -231,7 +234,7 @@ func (l *Ledger) writeSegment(in *segmentInput, yield func()) (*manifest, error)
 	h := &in.header
 	return &manifest{
 		first: h.first, count: h.count, generation: h.generation, format: segmentVersion,
-		keyID: h.keyID, file: back.sum, roots: coverRange(h.first, leafHashes(back.entries)),
+		keyID: h.keyID, file: back.sum, roots: coverRange(h.first, leafHashes(back.entries, yield), yield),
 	}, nil
 }
 
@@ -257,10 +260,13 @@ func (l *Ledger) compare(in *segmentInput, back *segmentFile, yield func()) erro
 		return err
 	}
 	defer u.dec.Close()
+	u.yield = yield
 	var scratch []byte
 	keys := map[[16]byte]*[32]byte{}
 	return back.each(&in.key, l.opt.Codec, l.opt.Keys, u, func(s *Sealed) error {
-		yield()
+		if s.Index%16 == 0 {
+			yield()
+		}
 		want := in.entries[s.Index-in.header.first]
 		if s.Manifest {
 			if got := back.entries[s.Index-in.header.first]; got != want {
@@ -293,7 +299,6 @@ func (l *Ledger) compare(in *segmentInput, back *segmentFile, yield func()) erro
 type slicer struct {
 	now   func() time.Time
 	begun time.Time
-	n     int
 }
 
 // sliceLength is how long work off the request path goes on without letting
@@ -303,9 +308,6 @@ const sliceLength = 100 * time.Microsecond
 func newSlicer(now func() time.Time) *slicer { return &slicer{now: now, begun: now()} }
 
 func (s *slicer) yield() {
-	if s.n++; s.n%16 != 0 {
-		return
-	}
 	if now := s.now(); now.Sub(s.begun) > sliceLength {
 		runtime.Gosched()
 		s.begun = s.now()

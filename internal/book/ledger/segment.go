@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
@@ -9,6 +10,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/klauspost/compress/zstd"
 )
@@ -105,14 +107,63 @@ func gcmOnce(key [32]byte) (cipher.AEAD, error) {
 
 // packer compresses and seals blocks; it belongs to one goroutine.
 type packer struct {
-	enc *zstd.Encoder
-	tmp []byte
+	enc   *zstd.Encoder // of small blocks, whole
+	slow  *zstd.Encoder // of large ones, in pieces
+	yield func()        // between pieces of work; nil: none
+	tmp   []byte
 }
 
-func newPacker() (*packer, error) {
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false),
-		zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithSingleSegment(true))
-	return &packer{enc: enc}, err
+// Blocks above packWhole are compressed in pieces of packPiece, so that others
+// can run in between. Larger pieces pack better and make others wait longer.
+const (
+	packWhole = 16 << 10
+	packPiece = 16 << 10
+)
+
+func newPacker(yield func()) (*packer, error) {
+	level := zstd.WithEncoderLevel(zstd.SpeedBetterCompression)
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), level, zstd.WithSingleSegment(true))
+	if err != nil {
+		return nil, err
+	}
+	slow, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), level, zstd.WithWindowSize(packPiece))
+	return &packer{enc: enc, slow: slow, yield: yield}, err
+}
+
+func (p *packer) close() { p.enc.Close(); p.slow.Close() }
+
+// pack appends raw, compressed, to dst.
+func (p *packer) pack(dst, raw []byte) ([]byte, error) {
+	if p.yield == nil || len(raw) <= packWhole {
+		return p.enc.EncodeAll(raw, dst), nil
+	}
+	out := bytes.NewBuffer(dst)
+	p.slow.Reset(out)
+	for len(raw) > 0 {
+		n := min(len(raw), packPiece)
+		if _, err := p.slow.Write(raw[:n]); err != nil {
+			return nil, err
+		}
+		raw = raw[n:]
+		p.yield()
+	}
+	err := p.slow.Close()
+	return out.Bytes(), err
+}
+
+// sumSlowly is SHA-256 that calls yield, if not nil, between pieces of work.
+func sumSlowly(b []byte, yield func()) [32]byte {
+	if yield == nil {
+		return sha256.Sum256(b)
+	}
+	h := sha256.New()
+	for len(b) > 0 {
+		n := min(len(b), 64<<10)
+		h.Write(b[:n])
+		b = b[n:]
+		yield()
+	}
+	return [32]byte(h.Sum(nil))
 }
 
 // sealedBlock says how to open a block again.
@@ -132,7 +183,9 @@ func (p *packer) seal(dst, raw []byte, key *[32]byte, h *segmentHeader, section 
 	if err != nil {
 		return dst, sealedBlock{}, err
 	}
-	p.tmp = p.enc.EncodeAll(raw, append(p.tmp[:0], packZstd))
+	if p.tmp, err = p.pack(append(p.tmp[:0], packZstd), raw); err != nil {
+		return dst, sealedBlock{}, err
+	}
 	if len(p.tmp) > len(raw)+1 {
 		p.tmp = append(append(p.tmp[:0], packRaw), raw...)
 	}
@@ -144,8 +197,9 @@ func (p *packer) seal(dst, raw []byte, key *[32]byte, h *segmentHeader, section 
 
 // unpacker opens blocks; it belongs to one goroutine.
 type unpacker struct {
-	dec *zstd.Decoder
-	tmp []byte
+	dec   *zstd.Decoder
+	yield func() // between pieces of work; nil: none
+	tmp   []byte
 }
 
 func newUnpacker() (*unpacker, error) {
@@ -175,7 +229,7 @@ func (u *unpacker) open(sealed []byte, b sealedBlock, key *[32]byte, h *segmentH
 	case packRaw:
 		raw = append([]byte(nil), u.tmp[1:]...)
 	case packZstd:
-		if raw, err = u.dec.DecodeAll(u.tmp[1:], make([]byte, 0, min(int(b.raw), maxBlockRaw, 4096+64*len(sealed)))); err != nil {
+		if raw, err = u.unpack(u.tmp[1:], make([]byte, 0, min(int(b.raw), maxBlockRaw, 4096+64*len(sealed)))); err != nil {
 			return nil, fmt.Errorf("%w: %v", errSegment, err)
 		}
 	default:
@@ -185,6 +239,33 @@ func (u *unpacker) open(sealed []byte, b sealedBlock, key *[32]byte, h *segmentH
 		return nil, errSegment
 	}
 	return raw, nil
+}
+
+// unpack appends what packed holds to dst.
+func (u *unpacker) unpack(packed, dst []byte) ([]byte, error) {
+	if u.yield == nil || cap(dst) <= packWhole {
+		return u.dec.DecodeAll(packed, dst)
+	}
+	if err := u.dec.Reset(bytes.NewReader(packed)); err != nil {
+		return nil, err
+	}
+	for {
+		if len(dst) == cap(dst) {
+			if len(dst) >= maxBlockRaw {
+				return nil, zstd.ErrDecoderSizeExceeded
+			}
+			dst = append(dst, 0)[:len(dst)]
+		}
+		n, err := u.dec.Read(dst[len(dst):min(cap(dst), len(dst)+packPiece)])
+		dst = dst[:len(dst)+n]
+		if err == io.EOF {
+			return dst, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		u.yield()
+	}
 }
 
 // segmentRecord is one record on its way into or out of a segment.
@@ -248,7 +329,7 @@ func buildSegment(in *segmentInput, codec Codec, keys Keys, p *packer, yield fun
 	foot.others = uint64(len(out))
 	out = append(out, others...)
 	out = foot.encode(out)
-	sum := sha256.Sum256(out)
+	sum := sumSlowly(out, yield)
 	return append(out, sum[:]...), nil
 }
 
@@ -260,6 +341,9 @@ func sealPersonal(out []byte, in *segmentInput, keys Keys, p *packer, yield func
 	var blocks [][]byte
 	owners := make([]byte, 0, 2*len(in.records))
 	for i := range in.records {
+		if i%256 == 0 {
+			yield()
+		}
 		r := &in.records[i]
 		n, ok := number[r.subject]
 		if !ok {

@@ -46,7 +46,7 @@ func buildTestSegment(t testing.TB, origin string, first uint64, n int) *builtSe
 		in.entries = append(in.entries, entry{entryRecord, r.commit})
 	}
 	in.header.count = uint64(len(in.entries))
-	p, err := newPacker()
+	p, err := newPacker(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func buildTestSegment(t testing.TB, origin string, first uint64, n int) *builtSe
 
 // read opens everything and returns what it holds, record by record.
 func (s *builtSegment) read(b []byte, keys Keys) ([]Sealed, error) {
-	f, err := parseSegment(b)
+	f, err := parseSegment(b, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -113,11 +113,11 @@ func TestSegmentRoundTrip(t *testing.T) {
 // is the new one; otherwise the old one stays.
 func (s *builtSegment) reseal(t *testing.T, key [32]byte, h *segmentHeader, section byte, block uint32, fresh bool) []byte {
 	t.Helper()
-	f, err := parseSegment(s.bytes)
+	f, err := parseSegment(s.bytes, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := newPacker()
+	p, err := newPacker(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +204,7 @@ func TestBlockIsBoundToItsPlace(t *testing.T) {
 // directory.
 func TestSwappedCommitment(t *testing.T) {
 	s := buildTestSegment(t, "log.example/n", 0, 20)
-	f, err := parseSegment(s.bytes)
+	f, err := parseSegment(s.bytes, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -221,7 +221,7 @@ func TestSwappedCommitment(t *testing.T) {
 // TestSwappedPersonalBlocks exchanges two blocks of equal length in the file.
 func TestSwappedPersonalBlocks(t *testing.T) {
 	s := buildTestSegment(t, "log.example/n", 0, 9)
-	f, err := parseSegment(s.bytes)
+	f, err := parseSegment(s.bytes, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

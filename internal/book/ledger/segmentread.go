@@ -1,7 +1,6 @@
 package ledger
 
 import (
-	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 
@@ -24,11 +23,16 @@ type segmentFile struct {
 // readSegment reads and parses a segment file; its bytes are checked against
 // the SHA-256 at its end.
 func readSegment(fsys store.FS, name string) (*segmentFile, error) {
+	return readSegmentSlowly(fsys, name, nil)
+}
+
+// readSegmentSlowly is readSegment that calls yield between pieces of work.
+func readSegmentSlowly(fsys store.FS, name string, yield func()) (*segmentFile, error) {
 	b, err := store.ReadFile(fsys, name, maxSegment)
 	if err != nil {
 		return nil, err
 	}
-	s, err := parseSegment(b)
+	s, err := parseSegment(b, yield)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -65,8 +69,8 @@ func readCommitment(fsys store.FS, name string, n uint64) (hash [32]byte, err er
 
 var errSum = fmt.Errorf("%w: its SHA-256 differs from the one it ends with", errSegment)
 
-func parseSegment(b []byte) (*segmentFile, error) {
-	s, err := parseDamaged(b)
+func parseSegment(b []byte, yield func()) (*segmentFile, error) {
+	s, err := parseDamaged(b, yield)
 	if err == nil && [32]byte(b[len(b)-32:]) != s.sum {
 		err = errSum
 	}
@@ -75,12 +79,12 @@ func parseSegment(b []byte) (*segmentFile, error) {
 
 // parseDamaged parses without regard to the SHA-256 at the end, so that what a
 // damaged file still holds can be told from what it lost.
-func parseDamaged(b []byte) (*segmentFile, error) {
+func parseDamaged(b []byte, yield func()) (*segmentFile, error) {
 	if len(b) < 32 {
 		return nil, errSegment
 	}
 	s := &segmentFile{b: b[:len(b)-32]}
-	s.sum = sha256.Sum256(s.b)
+	s.sum = sumSlowly(s.b, yield)
 	var err error
 	if s.header, s.hdrSize, err = decodeSegmentHeader(s.b); err != nil {
 		return nil, err
@@ -125,12 +129,15 @@ func (s *segmentFile) next() uint64  { return s.header.first + s.header.count }
 
 // leafHashes returns the leaf hash of every entry.
 func (s *segmentFile) leafHashes() []tlog.Hash {
-	return leafHashes(s.entries)
+	return leafHashes(s.entries, nil)
 }
 
-func leafHashes(entries []entry) []tlog.Hash {
+func leafHashes(entries []entry, yield func()) []tlog.Hash {
 	out := make([]tlog.Hash, len(entries))
 	for i := range entries {
+		if yield != nil && i%256 == 0 {
+			yield()
+		}
 		out[i] = entries[i].leafHash()
 	}
 	return out
@@ -162,7 +169,7 @@ func (s *segmentFile) frames(key *[32]byte, codec Codec, u *unpacker) ([][]byte,
 		}
 		at = end
 	}
-	frames, err := codec.DecodeColumns(cols, s.records())
+	frames, err := codec.DecodeColumns(cols, s.records(), u.yield)
 	if err == nil && len(frames) != s.records() {
 		err = errSegment
 	}

@@ -38,7 +38,7 @@ func (r *verification) segment(seg *sealedSegment) []entry {
 		whole(damageOf(err), err.Error())
 		return nil
 	}
-	f, err := parseDamaged(b)
+	f, err := parseDamaged(b, nil)
 	if err != nil {
 		whole(Edited, err.Error())
 		return nil
@@ -65,7 +65,7 @@ func (r *verification) segment(seg *sealedSegment) []entry {
 }
 
 func rootsMatch(m *manifest, f *segmentFile) bool {
-	roots := coverRange(f.first(), f.leafHashes())
+	roots := coverRange(f.first(), f.leafHashes(), nil)
 	if len(roots) != len(m.roots) {
 		return false
 	}

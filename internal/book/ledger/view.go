@@ -298,7 +298,7 @@ func (v *View) leafTile(n uint64) ([]tlog.Hash, error) {
 		if err != nil {
 			return nil, err
 		}
-		hashes = leafHashes(entries)
+		hashes = leafHashes(entries, nil)
 		v.hashes = map[uint64][]tlog.Hash{b: hashes}
 	}
 	from := min(n%tileWidth*tileWidth, uint64(len(hashes)))

@@ -66,6 +66,8 @@ type Codec struct {
 	// DecodeColumns may give back, so that hostile columns cannot ask for
 	// any amount of memory. 0 means 1 GiB.
 	MaxBytes int
+	// Yield, if not nil, is called now and then while DecodeColumns works.
+	Yield func()
 }
 
 // EncodeColumns turns frames into Columns columns. hints are the keys of the
@@ -112,6 +114,9 @@ func (c Codec) DecodeColumns(cols [][]byte, n int) ([][]byte, error) {
 			return nil, err
 		}
 		frames = append(frames, chunk[lo:len(chunk):len(chunk)])
+		if c.Yield != nil && len(frames)%16 == 0 {
+			c.Yield()
+		}
 	}
 	return frames, nil
 }

@@ -1,0 +1,165 @@
+package book
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/gatebook/gatebook/internal/book/record"
+	"github.com/gatebook/gatebook/internal/book/redact"
+)
+
+// benchRules keep what benchRecord makes.
+func benchRules(b testing.TB) *redact.Rules {
+	rules, err := redact.New(redact.Config{Names: redact.Names{
+		Routes: []string{"orders.read"}, Templates: []string{"/v1/orders/{id}"}, Hosts: []string{"api.example.com"},
+		Issuers: []string{"corp"}, Roles: []string{"clerk"}, KIDs: []string{"k1"},
+	}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return rules
+}
+
+// fullBook is a book with n records of allowed requests by 200 people, not
+// sealed yet.
+func fullBook(b testing.TB, n int) (*Book, Config) {
+	b.Helper()
+	dir := b.TempDir()
+	c := Config{Dir: filepath.Join(dir, "data"), KeyDir: filepath.Join(dir, "keys"), Prefix: "log.example", Node: "n1", CommitTimeout: time.Minute}
+	if _, err := Create(b.Context(), c); err != nil {
+		b.Fatal(err)
+	}
+	bk, err := Open(b.Context(), c)
+	if err != nil {
+		b.Fatal(err)
+	}
+	addRecords(b, bk, n)
+	return bk, c
+}
+
+func addRecords(b testing.TB, bk *Book, n int) {
+	b.Helper()
+	rec := bk.Recorder(benchRules(b), testSnap)
+	rng := rand.New(rand.NewPCG(1, 2))
+	at := time.Now()
+	for range n {
+		at = at.Add(time.Duration(rng.ExpFloat64() * float64(500*time.Microsecond)))
+		r := benchRecord(bk.NewID(at), int64(rng.IntN(200)))
+		r.Time, r.DurUS, r.Upstream.TTFBUS = at.UnixMicro(), 500+rng.Int64N(1500), 300+rng.Int64N(1000)
+		r.Raw.Path = fmt.Sprintf("/v1/orders/%d", rng.IntN(1_000_000))
+		r.BytesOut = 500 + rng.Int64N(4000)
+		if err := rec.Commit(context.Background(), record.Ref{}, &r, record.Written); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// perRecord turns the time of a benchmark into what the budgets speak of.
+func perRecord(b *testing.B, records int) {
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*records), "ns/record")
+	b.ReportMetric(float64(b.N*records)/b.Elapsed().Seconds(), "records/s")
+}
+
+const benchSegment = 60_000
+
+// BenchmarkSeal seals a segment of 60,000 records: read again from the WAL,
+// columns, sealed, written, read back, every commitment recomputed.
+func BenchmarkSeal(b *testing.B) {
+	bk, _ := fullBook(b, 0)
+	for b.Loop() {
+		b.StopTimer()
+		addRecords(b, bk, benchSegment)
+		if err := bk.ledger.SignCheckpoint(context.Background()); err != nil { // each second, in life
+			b.Fatal(err)
+		}
+		runtime.GC()
+		b.StartTimer()
+		if err := bk.ledger.SealNow(context.Background()); err != nil {
+			b.Fatal(err)
+		}
+	}
+	perRecord(b, benchSegment)
+	if err := bk.Close(context.Background()); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// BenchmarkVerify verifies sealed records with all keys: files, tree, and every
+// commitment recomputed from the opened content.
+func BenchmarkVerify(b *testing.B) {
+	bk, c := fullBook(b, benchSegment)
+	if err := bk.Close(context.Background()); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		rep, err := Verify(context.Background(), VerifyOptions{Dir: c.Dir, KeyDir: c.KeyDir, Key: bk.Key()})
+		if err != nil || rep.ExitCode() != 0 {
+			b.Fatal(err, rep)
+		}
+	}
+	perRecord(b, benchSegment)
+}
+
+// TestLatenessWhileSealing: sealing yields to traffic. With one processor, a
+// goroutine that wants to run each millisecond does, at most so much later than
+// on a quiet machine. The budget of 0.5 ms is looked at in the long form.
+func TestLatenessWhileSealing(t *testing.T) {
+	records, rounds, limit := 8_000, 1, 200*time.Millisecond
+	if os.Getenv("GATEBOOK_SOAK") != "" {
+		records, rounds, limit = benchSegment, 5, 500*time.Microsecond
+	}
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	bk, _ := fullBook(t, 0)
+	quiet := lateness(func(done <-chan struct{}) { <-done }, 500*time.Millisecond)
+	var sealing []time.Duration
+	for range rounds {
+		addRecords(t, bk, records)
+		sealed := make(chan error, 1)
+		sealing = append(sealing, lateness(func(<-chan struct{}) { sealed <- bk.ledger.SealNow(context.Background()) }, 0)...)
+		if err := <-sealed; err != nil {
+			t.Fatal(err)
+		}
+	}
+	slices.Sort(quiet)
+	slices.Sort(sealing)
+	p99 := func(d []time.Duration) time.Duration { return d[len(d)*99/100] }
+	t.Logf("lateness p50 %v p99 %v max %v over %d wake-ups while sealing; quiet p99 %v", sealing[len(sealing)/2], p99(sealing), sealing[len(sealing)-1], len(sealing), p99(quiet))
+	if over := p99(sealing) - p99(quiet); over > limit {
+		t.Errorf("sealing makes others wait %v longer, %v allowed", over, limit)
+	}
+	if err := bk.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// lateness measures how much later than asked a goroutine wakes up each
+// millisecond while work runs, for least at the least.
+func lateness(work func(done <-chan struct{}), least time.Duration) []time.Duration {
+	stop, ended := make(chan struct{}), make(chan struct{})
+	go func() { defer close(ended); work(stop) }()
+	var late []time.Duration
+	begun := time.Now()
+	for {
+		at := time.Now().Add(time.Millisecond)
+		timer := time.NewTimer(time.Until(at))
+		<-timer.C
+		late = append(late, max(time.Since(at), 0))
+		if least > 0 && time.Since(begun) > least {
+			close(stop)
+			<-ended
+			return late
+		}
+		select {
+		case <-ended:
+			return late
+		default:
+		}
+	}
+}
