@@ -121,20 +121,32 @@ func (r *Reader) Checkpoint() []byte {
 // Each hands out the records [from, to) in order; reveal opens personal parts.
 // An error from fn ends the reading and is returned.
 func (r *Reader) Each(from, to uint64, reveal bool, fn func(*Entry) error) error {
+	if !reveal {
+		return r.frames(from, to, codec{}, fn)
+	}
 	var rec record.Record
 	return r.view.Read(from, to, func(s *ledger.Sealed) error {
 		if s.Manifest {
 			return nil
 		}
-		e := Entry{Index: s.Index, Record: &rec, Frame: s.Frame}
-		if reveal {
-			e.Personal, e.Sealed = s.Personal, s.PersonalErr
-		}
+		e := Entry{Index: s.Index, Record: &rec, Frame: s.Frame, Personal: s.Personal, Sealed: s.PersonalErr}
 		rec = record.Record{}
 		if err := record.Decode(e.Frame, e.Personal, &rec); err != nil {
 			return fmt.Errorf("record %d: %w", s.Index, err)
 		}
 		return fn(&e)
+	})
+}
+
+// frames hands out records without opening any personal part.
+func (r *Reader) frames(from, to uint64, codec ledger.Codec, fn func(*Entry) error) error {
+	var rec record.Record
+	return r.view.Frames(from, to, codec, func(index uint64, frame []byte) error {
+		rec = record.Record{}
+		if err := record.Decode(frame, nil, &rec); err != nil {
+			return fmt.Errorf("record %d: %w", index, err)
+		}
+		return fn(&Entry{Index: index, Record: &rec, Frame: frame})
 	})
 }
 

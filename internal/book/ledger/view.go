@@ -131,6 +131,63 @@ func (v *View) Read(from, to uint64, fn func(*Sealed) error) error {
 	return nil
 }
 
+// Frames hands out the frames of the records [from, to) in order, those that
+// codec leaves nil when it decodes left out, and no personal parts. What fn gets
+// is valid only during the call. An error from fn ends the reading and is
+// returned.
+func (v *View) Frames(from, to uint64, codec Codec, fn func(index uint64, frame []byte) error) error {
+	for _, s := range v.segs {
+		if s.next() <= from || s.manifest.first >= to {
+			continue
+		}
+		if err := v.sealedFrames(s, from, to, codec, fn); err != nil {
+			return err
+		}
+	}
+	for _, w := range v.wals {
+		err := v.readWAL(w, from, to, func(s *Sealed) error {
+			if s.Manifest || s.Index < from || s.Index >= to {
+				return nil
+			}
+			return fn(s.Index, s.Frame)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (v *View) sealedFrames(s *sealedSegment, from, to uint64, codec Codec, fn func(uint64, []byte) error) error {
+	f, err := readSegment(v.fsys, s.name())
+	if err != nil {
+		return &Damage{Kind: damageOf(err), File: s.name(), First: s.manifest.first, Last: s.next() - 1, Detail: err.Error()}
+	}
+	key, err := v.keys.FileKey(UseSegment, f.header.keyID)
+	if err != nil {
+		return &KeyError{What: s.name(), Err: err}
+	}
+	frames, err := f.frames(&key, codec, v.unpack)
+	if err != nil {
+		return err
+	}
+	r := 0
+	for i := range f.entries {
+		if f.entries[i].typ != entryRecord {
+			continue
+		}
+		frame, at := frames[r], f.first()+uint64(i)
+		r++
+		if frame == nil || at < from || at >= to {
+			continue
+		}
+		if err := fn(at, frame); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (v *View) readSealed(s *sealedSegment, fn func(*Sealed) error) error {
 	f, err := readSegment(v.fsys, s.name())
 	if err != nil {

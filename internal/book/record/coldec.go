@@ -51,6 +51,7 @@ type ColumnDecoder struct {
 	decode   []int // models that can hold a value, in order
 	join     []int // rows of the table that can be written
 	ids      idDecoder
+	id       ID // of the row that was decoded last
 }
 
 // colView is a column that is being read.
@@ -267,25 +268,38 @@ func (d *ColumnDecoder) nextKept(dst []byte) ([]byte, error) {
 }
 
 func (d *ColumnDecoder) nextRow(dst []byte) ([]byte, error) {
-	var id ID
+	if err := d.decodeRow(); err != nil {
+		return dst, err
+	}
+	return d.joinRow(dst), nil
+}
+
+// decodeRow decodes the values of the next row.
+func (d *ColumnDecoder) decodeRow() error {
 	for _, k := range d.decode {
 		m := &d.l.models[k]
 		c := &d.cols[k]
 		switch m.kind {
 		case mSymbol:
 			if !d.symbol(k, m, c) {
-				return dst, errColumn
+				return errColumn
 			}
 		case mID:
 			var ok bool
-			if id, ok = d.ids.next(d.row, d.predict.val[d.l.time]); !ok {
-				return dst, errColumn
+			if d.id, ok = d.ids.next(d.row, d.predict.val[d.l.time]); !ok {
+				return errColumn
 			}
 		default:
 			v := d.predict.guess(d.l, k) + unzigzag(c.planes.get(d.row))
 			d.predict.learn(d.l, k, v)
 		}
 	}
+	d.row++
+	return nil
+}
+
+// joinRow appends the row that was decoded last as a frame.
+func (d *ColumnDecoder) joinRow(dst []byte) []byte {
 	j := joiner{dst: append(dst, '{')}
 	for _, i := range d.join {
 		f := &d.l.tab[i]
@@ -297,11 +311,10 @@ func (d *ColumnDecoder) nextRow(dst []byte) ([]byte, error) {
 		case tVersion:
 			j.dst = append(appendKey(j.dst, f.lit), '0'+Version)
 		default:
-			d.write(&j, f, d.l.byRow[i], id)
+			d.write(&j, f, d.l.byRow[i], d.id)
 		}
 	}
-	d.row++
-	return append(j.dst, '}'), nil
+	return append(j.dst, '}')
 }
 
 // symbol decodes text.
