@@ -112,6 +112,12 @@ func (c *checker) directories() {
 }
 
 func (c *checker) certificates() {
+	if t := c.f.Admin.TLS; t != nil {
+		for j, cert := range t.Certificates {
+			c.certificate(fmt.Sprintf("admin.tls.certificates[%d]", j), cert)
+		}
+		c.authority("admin.tls.client_ca", t.ClientCA)
+	}
 	for i := range c.f.Listen {
 		if c.f.Listen[i].TLS == nil {
 			continue

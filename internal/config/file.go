@@ -39,7 +39,7 @@ type File struct {
 	Classes   map[string]Class    `key:"classes" names:"name" later:"retention of records by class" doc:"How long records are kept, by class."`
 	Detect    Later               `key:"detect" later:"detection rules and alerts" doc:"Rules that raise alerts."`
 	Sinks     Later               `key:"sinks" later:"delivery of records to outside systems" doc:"Outside systems that receive records."`
-	Reload    Reload              `key:"reload" doc:"When the file is read again: in this release only at a start (SIGHUP is ignored). Certificates are always read again when they change."`
+	Reload    Reload              `key:"reload" doc:"When the file is read again besides SIGHUP and gatebook reload. Certificates are always read again when they change."`
 	RequestID RequestID           `key:"request_id" doc:"Request ids made by others."`
 
 	source source
@@ -111,10 +111,24 @@ type Certificate struct {
 
 // Admin says how commands reach the running server.
 type Admin struct {
-	Socket  bool  `key:"socket" default:"true" doc:"Open the socket DATA/admin.sock (mode 0600); the peer's uid is the recorded actor."`
-	Address Later `key:"address" later:"administration over TCP" doc:"Address for administration over TCP."`
-	TLS     Later `key:"tls" later:"administration over TCP" doc:"Certificates of the TCP listener."`
-	Roles   Later `key:"roles" later:"administration over TCP" doc:"Who holds which administrative role."`
+	Socket  bool       `key:"socket" default:"true" doc:"Open the socket DATA/admin.sock (mode 0600); the peer's uid is the recorded actor."`
+	Address string     `key:"address" form:"address" doc:"Address for administration over TCP; unset: not served. It needs tls and roles."`
+	TLS     *AdminTLS  `key:"tls" doc:"Certificates of the TCP listener, and whose client certificates it takes."`
+	Roles   AdminRoles `key:"roles" doc:"Who holds which role on the TCP listener; who can open the socket holds all. A holder is written as a kind and a name: cn:NAME, dns:NAME, email:NAME and uri:NAME are what a client certificate says, role:ISSUER:ROLE and sub:ISSUER:SUBJECT what a bearer token of that issuer says."`
+}
+
+// AdminTLS is the server side of the administration's TLS.
+type AdminTLS struct {
+	Certificates []Certificate `key:"certificates" required:"true" doc:"Certificates, chosen by server name; the first serves clients that send none."`
+	ClientCA     Path          `key:"client_ca" form:"file" doc:"PEM file of the authorities of client certificates. Unset: only bearer tokens are taken."`
+}
+
+// AdminRoles lists the holders of each administrative role.
+type AdminRoles struct {
+	Reader   []string `key:"reader" form:"holder" doc:"May read frames, counts, proofs and the status, follow what is recorded, and verify."`
+	Reveal   []string `key:"reveal" form:"holder" doc:"May open personal parts, besides being a reader."`
+	Operator []string `key:"operator" form:"holder" doc:"May reload and back up."`
+	Privacy  []string `key:"privacy" form:"holder" doc:"May erase, hold and prune, once this release does such."`
 }
 
 // Health says where health, readiness and metrics are served.
@@ -160,7 +174,7 @@ type Upstream struct {
 	PreserveHost bool         `key:"preserve_host" doc:"Send the client's Host upstream instead of the target's."`
 	MaxIdle      int          `key:"max_idle" default:"128" min:"0" max:"65536" doc:"Idle connections kept per target."`
 	Ejection     Ejection     `key:"ejection" doc:"When a failing target is left out."`
-	Health       Later        `key:"health" later:"active health checks (ejection after failures works without them)" doc:"Active health checks."`
+	Health       *Checks      `key:"health" doc:"Active health checks. Unset: none; ejection works without them."`
 }
 
 // Timeouts bounds the parts of an upstream call.
@@ -178,8 +192,19 @@ type UpstreamTLS struct {
 
 // Ejection is passive: it counts the failures of real requests.
 type Ejection struct {
-	Failures int      `key:"failures" default:"5" min:"0" max:"1000" doc:"Consecutive failures after which a target is left out; 0: never. The last target is never left out."`
-	For      Duration `key:"for" default:"10s" min:"100ms" max:"1h" doc:"How long it is left out."`
+	Failures int      `key:"failures" default:"5" min:"0" max:"1000" doc:"Consecutive failures after which a target is left out; 0: never. When all are left out requests are answered 503."`
+	For      Duration `key:"for" default:"10s" min:"100ms" max:"1h" doc:"How long it is left out before one request tries it again; longer each time that fails, up to a minute."`
+}
+
+// Checks are active: every target is asked on a connection of its own, and
+// nothing of that is recorded.
+type Checks struct {
+	Path      string   `key:"path" required:"true" form:"checkpath" doc:"Path, with a query if need be, that a GET asks every target for."`
+	Interval  Duration `key:"interval" default:"5s" min:"100ms" max:"1h" doc:"Between two checks of a target, give or take a tenth."`
+	Timeout   Duration `key:"timeout" min:"10ms" max:"1m" doc:"For a whole check: connection, head and body. Default: the interval, but at most 2s."`
+	Healthy   int      `key:"healthy" default:"2" min:"1" max:"100" doc:"Checks passed in a row until an unhealthy target is used again."`
+	Unhealthy int      `key:"unhealthy" default:"3" min:"1" max:"100" doc:"Checks failed in a row until a target is no longer used. At the start all are used. When none is left requests are answered 503."`
+	Status    []int    `key:"status" min:"100" max:"599" doc:"Status codes that pass. Default: all from 200 to 299."`
 }
 
 // Route is a set of requests and what happens to them.
@@ -300,7 +325,7 @@ type Class struct {
 
 // Reload says when the file is read again.
 type Reload struct {
-	Watch bool `key:"watch" doc:"Read the file again when it changes. Only false in this release."`
+	Watch bool `key:"watch" doc:"Reload when the file, or a policy, schema, test, authority or key set file that it names, has changed and then stayed the same for a second."`
 }
 
 // Values of RequestID.AcceptFrom.

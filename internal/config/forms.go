@@ -58,6 +58,10 @@ func forms(name string) form {
 		return form{`^[\x21\x23-\x5b\x5d-\x7e]+$`, checkScope}
 	case "type":
 		return form{`^[A-Za-z0-9.+/-]+$`, checkType}
+	case "holder":
+		return form{`^((cn|dns|email|uri):.+|(role|sub):[a-z0-9][a-z0-9_-]{0,62}:.+)$`, checkHolder}
+	case "checkpath":
+		return form{`^/[^\s#]*$`, checkHealthPath}
 	case "pattern":
 		return form{`^/`, func(s string) (string, string) { _, what, hint := parsePattern(s); return what, hint }}
 	}
@@ -385,6 +389,30 @@ func checkType(s string) (string, string) {
 	}
 	if len(s) > 64 || !only(s, letters, ".+/-") {
 		return "not a token type: " + quote(s), "write a value of the typ header, such as at+jwt"
+	}
+	return "", ""
+}
+
+// checkHolder takes who holds an administrative role.
+func checkHolder(s string) (string, string) {
+	if what, hint := checkText(s); what != "" {
+		return what, hint
+	}
+	if h := ParseHolder(s); h.Kind == "" {
+		return "not a holder of a role: " + quote(s), "write cn:NAME, dns:NAME, email:NAME or uri:NAME of a client certificate, or role:ISSUER:ROLE or sub:ISSUER:SUBJECT of a token"
+	}
+	return "", ""
+}
+
+// checkHealthPath takes what can be sent as a request target as it is.
+func checkHealthPath(s string) (string, string) {
+	bad := len(s) > 1024 || !strings.HasPrefix(s, "/") || strings.HasPrefix(s, "//")
+	for i := range len(s) {
+		c := s[i]
+		bad = bad || c <= ' ' || c > '~' || strings.IndexByte("#\"<>\\", c) >= 0
+	}
+	if bad {
+		return "not a path to ask for: " + quote(s), "write an absolute path such as /healthz, with other characters percent-encoded"
 	}
 	return "", ""
 }

@@ -40,9 +40,7 @@ func (d *decoder) validate(f *File) {
 	d.checkOverlaps(f)
 	d.checkRoles(f)
 	d.checkRedact(f)
-	if f.Reload.Watch {
-		d.report(d.where("reload.watch"), "reload.watch", "not supported in this release: reading the file again without a restart", "set watch: false and restart to apply a change")
-	}
+	d.checkAdmin(f)
 	for _, name := range slices.Sorted(maps.Keys(f.Classes)) {
 		if c := f.Classes[name]; c.Max > 0 && c.Min > c.Max {
 			path := "classes." + name
@@ -74,7 +72,8 @@ func (d *decoder) checkListeners(f *File) {
 		routes = routes || !l.RedirectToHTTPS
 		taken = d.bind(taken, l.Address, path+".address", "listener "+l.Name)
 	}
-	d.bind(taken, f.Health.Address, "health.address", "health")
+	taken = d.bind(taken, f.Health.Address, "health.address", "health")
+	d.bind(taken, f.Admin.Address, "admin.address", "admin")
 	if len(f.Listen) > 0 && !routes {
 		d.report(d.where("listen"), "listen", "every listener only redirects", "add one with tls, or with plaintext: behind_proxy")
 	}
@@ -179,6 +178,10 @@ func (d *decoder) checkUpstreams(f *File) {
 		}
 		if u.TLS != nil && first == "http" {
 			d.report(d.where(path+".tls"), path+".tls", "tls has no effect on http targets", "write https in the targets or remove tls")
+		}
+		if h := u.Health; h != nil && h.Timeout > h.Interval {
+			at := path + ".health.timeout"
+			d.report(d.where(at), at, "a timeout longer than the interval", "give a check no more time than there is between two")
 		}
 	}
 }
