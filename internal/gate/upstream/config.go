@@ -46,6 +46,7 @@ type Config struct {
 
 	PreserveHost bool // send Request.Authority as Host, not the target's
 	Ejection     Ejection
+	Health       Health // active checks; none
 
 	Now      func() time.Time // clock of ejections; time.Now
 	Resolver *net.Resolver    // the system's
@@ -57,7 +58,7 @@ type Config struct {
 // (connect, TLS, reset or time-out before the response head), for BaseTime,
 // twice as long each time a probe fails, up to MaxTime.
 type Ejection struct {
-	Failures int           // 5
+	Failures int           // 5; negative: never
 	BaseTime time.Duration // 5 s
 	MaxTime  time.Duration // 60 s
 }
@@ -73,6 +74,7 @@ func (c *Config) setDefaults() {
 	setDefault(&c.Ejection.Failures, 5)
 	setDefault(&c.Ejection.BaseTime, 5*time.Second)
 	setDefault(&c.Ejection.MaxTime, max(time.Minute, c.Ejection.BaseTime))
+	c.Health.setDefaults()
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -117,10 +119,10 @@ func (c *Config) validate() error {
 	if c.MaxAttempts < 1 || c.MaxAttempts > maxAttempts {
 		fail("maximum of attempts %d is not in 1 to %d", c.MaxAttempts, maxAttempts)
 	}
-	if c.Ejection.Failures < 0 || c.Ejection.MaxTime < c.Ejection.BaseTime {
-		fail("ejection needs failures of at least 1 and a maximum time of at least the base time")
+	if c.Ejection.MaxTime < c.Ejection.BaseTime {
+		fail("ejection needs a maximum time of at least the base time")
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, c.Health.validate())...)
 }
 
 // parseTarget reads scheme://host[:port] and nothing more.

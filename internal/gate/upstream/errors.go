@@ -62,6 +62,7 @@ var (
 	errConnDead    = errors.New("kept connection was closed by the upstream")
 	errBodyStopped = errors.New("upstream: request body no longer wanted")
 	errAllEjected  = errors.New("every target is ejected after repeated failures; wait for its next probe or repair it")
+	errUnhealthy   = errors.New("every target is ejected or fails its health checks; repair one")
 	errBodyClosed  = errors.New("upstream: read of a response body after Close")
 )
 

@@ -160,10 +160,12 @@ func (p *Pool) Stats() []TargetStats {
 // A second attempt is made only if nothing was written to the first target, or
 // if the method is idempotent, there is no body and a kept connection died
 // before it gave a byte of the answer, which is what happens when a server
-// closes an idle connection at that moment (RFC 9110 section 9.2.2). The reason
+// closes an idle connection at that moment (RFC 9110 section 9.2.2). It goes to
+// another target if there is one. The reason
 // is that of the last attempt, or retries_exhausted if only the bound on the
-// attempts forbids another. If all targets are ejected it is
-// no_healthy_target, or breaker_open where the pool has but one.
+// attempts forbids another. If all targets are ejected or
+// unhealthy it is no_healthy_target, or breaker_open where the pool has but one
+// and that is ejected.
 func (p *Pool) RoundTrip(ctx context.Context, r *Request) (*Response, error) {
 	if p.closed.Load() {
 		return nil, ErrClosed
@@ -188,11 +190,15 @@ func (p *Pool) RoundTrip(ctx context.Context, r *Request) (*Response, error) {
 }
 
 func (p *Pool) attempts(ctx context.Context, ex *exchange) (*Response, error) {
-	var tried uint64
+	var tried, doubtful uint64 // sets of targets: failed, and with a kept connection that died
 	var last *Error
 	start := p.next.Add(1) - 1
 	for n := 1; ; n++ {
-		c, found := p.pick(start, tried)
+		c, found := p.pick(start, tried|doubtful)
+		if !found {
+			// The server of a kept connection that died may well take a new one.
+			c, found = p.pick(start, tried)
+		}
 		if !found {
 			if last != nil {
 				return nil, last
@@ -220,6 +226,8 @@ func (p *Pool) attempts(ctx context.Context, ex *exchange) (*Response, error) {
 		}
 		if fail.elsewhere {
 			tried |= p.bit(c.target)
+		} else {
+			doubtful |= p.bit(c.target)
 		}
 	}
 }
@@ -235,8 +243,11 @@ func (p *Pool) bit(t *target) uint64 {
 
 func (p *Pool) noneLeft() error {
 	e := &Error{Reason: reason.NoHealthyTarget, Phase: PhasePick, Err: errAllEjected, Breaker: BreakerOpen}
-	if len(p.targets) == 1 {
-		e.Reason, e.Target = reason.BreakerOpen, p.targets[0].name
+	switch one := p.targets[0]; {
+	case one.sick.Load(): // by the checks: nothing is known of the breaker
+		e.Err, e.Breaker = errUnhealthy, ""
+	case len(p.targets) == 1:
+		e.Reason, e.Target = reason.BreakerOpen, one.name
 	}
 	return e
 }
@@ -245,7 +256,7 @@ func (p *Pool) noneLeft() error {
 type failure struct {
 	Error
 	again     bool // another attempt is allowed
-	elsewhere bool // but not at this target
+	elsewhere bool // but not at this target; otherwise rather at another
 }
 
 // attempt makes one attempt. It returns a response, a failure that the target

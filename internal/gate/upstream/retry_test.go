@@ -172,3 +172,18 @@ func TestOtherTarget(t *testing.T) {
 		t.Errorf("error %v; the other target saw it %d times", err, s.Count("/rst"))
 	}
 }
+
+// TestRetryElsewhere: an exchange whose kept connection died is tried at
+// another target if there is one: that server may be gone as a whole. With one
+// target it is tried there, see TestKeptConnectionDies.
+func TestRetryElsewhere(t *testing.T) {
+	dying, other := faultyup.Start(t), faultyup.Start(t)
+	other.Handle("/drop-reused", faultyup.OK)
+	p := newPool(t, Config{}, dying.URL(), other.URL())
+	mustDo(t, p, get("/")) // leaves a kept connection to each
+	mustDo(t, p, get("/"))
+	a := mustDo(t, p, get("/drop-reused")) // the turn is the first one's
+	if a.Attempts != 2 || a.Target != other.URL() || dying.Count("/drop-reused") != 1 {
+		t.Errorf("answered by %s after %d attempts, want %s after 2", a.Target, a.Attempts, other.URL())
+	}
+}

@@ -29,6 +29,8 @@ type target struct {
 	failures atomic.Uint64
 	streak   atomic.Int64 // failures in a row
 	until    atomic.Int64 // ejected until, Unix nanoseconds; 0 healthy
+	sick     atomic.Bool  // by active checks; changed under health.mu
+	health   health
 
 	mu        sync.Mutex
 	ejections int  // mu; in a row, sets the length of the next
@@ -43,6 +45,12 @@ type TargetStats struct {
 	Failures     uint64    // attempts that the target is to blame for
 	Ejected      bool      // not used until its probe succeeds
 	EjectedUntil time.Time // when the next probe may go out; zero if healthy
+
+	Health       string    // one of the Health constants
+	HealthSince  time.Time // when it last changed; zero if it never did
+	Checks       uint64
+	FailedChecks uint64
+	LastCheck    string // why the newest check failed, "" if it passed
 }
 
 func (t *target) stats() TargetStats {
@@ -50,6 +58,7 @@ func (t *target) stats() TargetStats {
 	if until := t.until.Load(); until != 0 {
 		s.Ejected, s.EjectedUntil = true, time.Unix(0, until)
 	}
+	t.health.state(&s, t.sick.Load())
 	return s
 }
 
@@ -111,7 +120,7 @@ func (c choice) neutral() {
 func (c choice) failed(e Ejection, now time.Time, log *slog.Logger) {
 	c.failures.Add(1)
 	streak := c.streak.Add(1)
-	if !c.probe && streak < int64(e.Failures) {
+	if !c.probe && (e.Failures < 0 || streak < int64(e.Failures)) {
 		return
 	}
 	c.mu.Lock()
@@ -132,8 +141,9 @@ func (c choice) failed(e Ejection, now time.Time, log *slog.Logger) {
 	log.Warn("upstream target is ejected", "target", c.name, "failures", streak, "for", d)
 }
 
-// pick chooses a target that is not in tried, from start on: an ejected one
-// whose time is over goes first, as a probe; else by the pool's balance.
+// pick chooses a target that is not in tried and that checks do not call
+// unhealthy, from start on: an ejected one whose time is over goes first, as a
+// probe; else by the pool's balance.
 func (p *Pool) pick(start, tried uint64) (choice, bool) {
 	n := uint64(len(p.targets))
 	var best *target
@@ -141,7 +151,7 @@ func (p *Pool) pick(start, tried uint64) (choice, bool) {
 	for i := range n {
 		k := (start + i) % n
 		t := p.targets[k]
-		if tried&(1<<k) != 0 {
+		if tried&(1<<k) != 0 || t.sick.Load() {
 			continue
 		}
 		if t.until.Load() != 0 {
