@@ -229,6 +229,12 @@ func (t *Table) Stats(now time.Time) Stats {
 	return s
 }
 
+// Overflows returns how many requests were counted in a coarser bucket and in a
+// rule's global bucket so far. Unlike Stats it costs nothing.
+func (t *Table) Overflows() (coarse, global uint64) {
+	return t.coarseHits.Load(), t.globalHits.Load()
+}
+
 // region is a hash table of fixed size without deletion: a slot is free when
 // its TAT is past.
 type region struct {
