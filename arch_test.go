@@ -47,6 +47,8 @@ var mayImport = map[string]struct {
 	"internal/cli":            {s("internal/server", "internal/config", "internal/gate/authz", "internal/book/ledger", "internal/desk/admin", "internal/desk/evidence", "internal/desk/query", "internal/demo", "internal/obs"), "commands ask the server or open the book through it"},
 	"internal/demo":           {s("internal/server", "internal/config", "internal/book/ledger", "internal/desk/evidence", "internal/desk/query", "internal/obs"), "the demo uses the product the way a user does; only the demo command reaches it"},
 	"cmd/gatebook":            {s("internal/cli"), "main parses nothing and decides nothing"},
+	"packaging":               {nil, "tests of what is handed out"},
+	"packaging/oci":           {nil, "it makes an image of files and knows nothing of the product"},
 	"internal/testenv/*":      {s("*"), "fakes for tests"},
 }
 
@@ -65,7 +67,7 @@ var owners = map[string][]string{
 	"github.com/klauspost/compress":       s("internal/book/ledger"),
 	"golang.org/x/mod/sumdb/tlog":         s("internal/book/ledger", "internal/desk/evidence"),
 	"golang.org/x/mod/sumdb/note":         s("internal/book/ledger", "internal/desk/evidence"),
-	"golang.org/x/sys":                    s("internal/book", "internal/book/keys", "internal/book/store", "internal/desk/admin", "internal/demo", "internal/cli"),
+	"golang.org/x/sys":                    s("internal/book", "internal/book/keys", "internal/book/store", "internal/desk/admin", "internal/demo", "internal/cli", "internal/server"),
 	"golang.org/x/exp":                    s("internal/gate/authz"),
 }
 

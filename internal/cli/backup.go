@@ -103,11 +103,11 @@ for what was recorded after the backup would be signed a second time; see
 func (a *app) bookCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "book",
-		Short: "Begin a new log where the old one cannot go on",
+		Short: "Make the first book, or begin a new log where the old one cannot go on",
 		Args:  cobra.NoArgs,
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(a.bookNewCommand())
+	c.AddCommand(a.bookCreateCommand(), a.bookNewCommand())
 	return c
 }
 

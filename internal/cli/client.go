@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -27,7 +28,7 @@ import (
 type source interface {
 	Search(q query.Query, fn func(*query.Match) error) error
 	Find(id string, reveal bool) (*query.Match, error)
-	Count(field string, q query.Query) ([]query.Count, error)
+	Count(field string, q query.Query, records bool) ([]query.Count, error)
 	Prove(id string, reveal bool) ([]byte, error)
 }
 
@@ -39,6 +40,7 @@ func (a *app) open(ctx context.Context, act, target string, reveal bool) (source
 		return nil, nil, err
 	}
 	if c := dial(ctx, f); c != nil {
+		c.act = act
 		return c, func() error { return nil }, nil
 	}
 	o, err := server.OpenOffline(ctx, f, act, target, reveal)
@@ -52,21 +54,29 @@ func (a *app) open(ctx context.Context, act, target string, reveal bool) (source
 type client struct {
 	ctx  context.Context
 	http *http.Client
+	act  string // what is being done, for the server's record
 }
 
 // dial returns a client if a server answers on the socket, else nil.
 func dial(ctx context.Context, f *config.File) *client {
 	path := server.SocketPath(f)
-	conn, err := net.DialTimeout("unix", path, time.Second)
-	if err != nil {
+	try, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	conn, err := admin.DialSocket(try, path)
+	switch {
+	case err == nil:
+		conn.Close()
+	case !isDenied(err): // whoever may not come in is told so by the first call
 		return nil
 	}
-	conn.Close()
 	t := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", path)
+		return admin.DialSocket(ctx, path)
 	}}
 	return &client{ctx: ctx, http: &http.Client{Transport: t}}
+}
+
+func isDenied(err error) bool {
+	return errors.Is(err, syscall.EACCES) || errors.Is(err, fs.ErrPermission)
 }
 
 // call sends one request and hands out the body of a good answer.
@@ -77,7 +87,7 @@ func (c *client) call(method, path string, body []byte, read func(io.Reader) err
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		if errors.Is(err, syscall.EACCES) || errors.Is(err, fs.ErrPermission) {
+		if isDenied(err) {
 			return &exitError{ExitDenied, err}
 		}
 		return err
@@ -87,7 +97,7 @@ func (c *client) call(method, path string, body []byte, read func(io.Reader) err
 		return read(resp.Body)
 	}
 	var p admin.Problem
-	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&p); err != nil {
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&p); err != nil || p.Code == 0 {
 		return fmt.Errorf("the server answered %s", resp.Status)
 	}
 	return &exitError{p.Code, errors.New(p.Title)}
@@ -135,7 +145,8 @@ func (c *client) Search(q query.Query, fn func(*query.Match) error) error {
 // Find implements source.
 func (c *client) Find(id string, reveal bool) (*query.Match, error) {
 	var m query.Match
-	err := c.call("GET", "/api/v1/records/"+url.PathEscape(id)+"?reveal="+strconv.FormatBool(reveal), nil, decodeInto(&m))
+	v := url.Values{"reveal": {strconv.FormatBool(reveal)}, "act": {c.act}}
+	err := c.call("GET", "/api/v1/records/"+url.PathEscape(id)+"?"+v.Encode(), nil, decodeInto(&m))
 	return &m, err
 }
 
@@ -144,9 +155,10 @@ func decodeInto(v any) func(io.Reader) error {
 }
 
 // Count implements source.
-func (c *client) Count(field string, q query.Query) ([]query.Count, error) {
+func (c *client) Count(field string, q query.Query, records bool) ([]query.Count, error) {
 	v := parameters(q)
 	v.Set("by", field)
+	v.Set("records", strconv.FormatBool(records))
 	var out []query.Count
 	err := c.call("GET", "/api/v1/counts?"+v.Encode(), nil, decodeInto(&out))
 	return out, err
@@ -178,4 +190,51 @@ func (c *client) verify(key string, saved []byte) (*ledger.Report, error) {
 	var rep ledger.Report
 	err = c.call("POST", "/api/v1/verify", body, decodeInto(&rep))
 	return &rep, err
+}
+
+// reload asks the server to reload.
+func (c *client) reload() (*server.Reloaded, error) {
+	var out server.Reloaded
+	err := c.call("POST", "/api/v1/reload", nil, decodeInto(&out))
+	return &out, err
+}
+
+func (c *client) status() (*server.Status, error) {
+	var s server.Status
+	if err := c.call("GET", "/api/v1/status", nil, decodeInto(&s)); err != nil {
+		return nil, fmt.Errorf("status: %w", err)
+	}
+	return &s, nil
+}
+
+// tail hands out what is recorded from now on. It ends with an error unless ctx
+// ends it: the server sends until somebody stops it.
+func (c *client) tail(q query.Query, fn func(*query.Match) error) error {
+	return c.call("GET", "/api/v1/tail?"+parameters(q).Encode(), nil, func(r io.Reader) error {
+		ended := false
+		lines := bufio.NewScanner(r)
+		lines.Buffer(nil, maxLine)
+		for lines.Scan() {
+			text := lines.Text()
+			ended = ended || text == "event: end"
+			data, ok := strings.CutPrefix(text, "data: ")
+			if !ok {
+				continue
+			}
+			if ended {
+				return errors.New("the server is stopping")
+			}
+			var m query.Match
+			if err := json.Unmarshal([]byte(data), &m); err != nil {
+				return err
+			}
+			if err := fn(&m); err != nil {
+				return err
+			}
+		}
+		if err := lines.Err(); err != nil {
+			return fmt.Errorf("the tail was cut: %w", err)
+		}
+		return errors.New("the tail was cut")
+	})
 }

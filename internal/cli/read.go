@@ -127,9 +127,13 @@ func (a *app) showCommand() *cobra.Command {
 func (a *app) countCommand() *cobra.Command {
 	var r readFlags
 	var by string
+	var records bool
 	c := &cobra.Command{
-		Use:     "count [EXPR] --by FIELD",
-		Short:   "Count matching records by the value of a field",
+		Use:   "count [EXPR] --by FIELD",
+		Short: "Count matching exchanges by the value of a field",
+		Long: `Count matching exchanges by the value of a field. A record into which a flood
+of refusals was folded counts as often as it says; with --records each record
+counts once.`,
 		Example: "  gatebook count --by error.reason 'status == 401' --since 24h",
 		Args:    cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) (err error) {
@@ -142,7 +146,7 @@ func (a *app) countCommand() *cobra.Command {
 				return err
 			}
 			defer func() { err = errors.Join(err, done()) }()
-			counts, err := src.Count(by, q)
+			counts, err := src.Count(by, q, records)
 			if err != nil {
 				return asUsage(err)
 			}
@@ -157,6 +161,7 @@ func (a *app) countCommand() *cobra.Command {
 	}
 	r.add(c)
 	c.Flags().StringVar(&by, "by", "route", "field, or expression, to count by")
+	c.Flags().BoolVar(&records, "records", false, "count records, not exchanges")
 	return c
 }
 
@@ -197,36 +202,4 @@ func (a *app) proveCommand() *cobra.Command {
 	c.Flags().BoolVar(&reveal, "reveal", false, "disclose the personal part too; this is recorded")
 	c.Flags().StringVarP(&out, "output", "o", "", "file to write (standard output)")
 	return c
-}
-
-func (a *app) statusCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "status", Short: "Ask the running server how it and its book are", Example: "  gatebook status --json", Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			f, err := a.load()
-			if err != nil {
-				return err
-			}
-			cl := dial(c.Context(), f)
-			if cl == nil {
-				return fmt.Errorf("no server answers for %s; start one with \"gatebook serve -c %s\"", f.Data, a.configFile)
-			}
-			s, err := cl.status()
-			if err != nil {
-				return err
-			}
-			if a.json {
-				return a.printJSON(s)
-			}
-			a.printf("log      %s\nleaves   %d, %d of them signed\nanchor   %s\nkey      %s\nsince    %s\n", s.Origin, s.Leaves, s.Signed, s.Anchor, s.Key, s.Since)
-			if s.Lost > 0 {
-				a.printf("lost     %d exchanges wait for a gap record\n", s.Lost)
-			}
-			if s.Failed != "" {
-				a.printf("failed   %s\n", s.Failed)
-				return &exitError{ExitFailure, nil}
-			}
-			return nil
-		},
-	}
 }

@@ -1,12 +1,14 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -19,13 +21,14 @@ import (
 func (a *app) serveCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:     "serve",
-		Short:   "Serve what the configuration declares, until SIGTERM or Ctrl-C",
+		Short:   "Serve what the configuration declares, until SIGTERM or Ctrl-C; SIGHUP reloads",
 		Example: "  gatebook serve -c /etc/gatebook/gatebook.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			// A hang-up, which other servers take as "reload", must not end the
-			// gate; changes are applied by a restart.
-			signal.Ignore(syscall.SIGHUP)
+			// Caught before anything else: a hang-up must never end the gate.
+			hup := make(chan os.Signal, 1)
+			signal.Notify(hup, syscall.SIGHUP)
+			defer signal.Stop(hup)
 			if err := quietLibraries(os.Getenv("GODEBUG")); err != nil {
 				return err
 			}
@@ -43,7 +46,15 @@ func (a *app) serveCommand() *cobra.Command {
 			for _, l := range f.Listen {
 				fmt.Fprintf(a.Err, "listening on %s (%s)\n", s.Addr(l.Name), l.Name)
 			}
-			return s.Run(c.Context())
+			if f.Admin.Address != "" {
+				fmt.Fprintf(a.Err, "listening on %s (administration)\n", s.Addr("admin"))
+			}
+			ctx, cancel := context.WithCancel(c.Context())
+			var reloads sync.WaitGroup
+			defer reloads.Wait()
+			defer cancel()
+			reloads.Go(func() { s.ReloadOn(ctx, hup) })
+			return s.Run(ctx)
 		},
 	}
 }
@@ -169,6 +180,9 @@ func (a *app) versionCommand() *cobra.Command {
 				return a.printJSON(v)
 			}
 			a.printf("gatebook %s (%s)\nrecord schema v%d, file formats v1\n", v.Version, v.Go, v.Schema)
+			if v.FIPS {
+				a.printf("cryptographic module in FIPS 140-3 mode\n")
+			}
 			return nil
 		},
 	}

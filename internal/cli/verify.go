@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -210,26 +209,4 @@ func indent(b []byte) string {
 		return strconv.Quote(string(b))
 	}
 	return out.String()
-}
-
-func (c *client) status() (*status, error) {
-	var s status
-	err := c.call("GET", "/api/v1/status", nil, decodeInto(&s))
-	if err != nil {
-		return nil, fmt.Errorf("status: %w", err)
-	}
-	return &s, nil
-}
-
-// status is what the server says of itself.
-type status struct {
-	Origin     string `json:"origin"`
-	Leaves     uint64 `json:"leaves"`
-	Signed     uint64 `json:"signed"`
-	Key        string `json:"key"`
-	Anchor     string `json:"anchor"`
-	Since      string `json:"since"`
-	Failed     string `json:"failed,omitempty"`
-	Lost       int64  `json:"lost"`
-	Checkpoint string `json:"checkpoint"`
 }

@@ -41,7 +41,7 @@ func benchFront(b *testing.B, front bool) {
 		served = frontListener{Listener: l, e: e}
 	}
 	srv := &http.Server{
-		Handler:           e.Watched(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello") })),
+		Handler:           watched(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello") })),
 		ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, ConnContext: ConnContext,
 	}
 	go srv.Serve(served)

@@ -20,7 +20,8 @@ import (
 type FrontStats struct {
 	Silent  atomic.Uint64 // closed before the first byte of a request
 	Idle    atomic.Uint64 // closed after a while without a request
-	Refused atomic.Uint64 // heads refused before net/http saw them
+	Refused atomic.Uint64 // HTTP/1 heads refused before net/http saw them, and HTTP/2 connections ended by a refusal
+	Floods  atomic.Uint64 // of those, HTTP/2 connections ended for too much of what is allowed
 	Framing atomic.Uint64 // exchanges whose body broke its framing
 	Foreign atomic.Uint64 // answers that net/http made by itself
 }

@@ -199,3 +199,14 @@ func tlsFacts() *ConnFacts {
 		TLS: &tls.ConnectionState{Version: tls.VersionTLS13, NegotiatedProtocol: "http/1.1", HandshakeComplete: true, CipherSuite: tls.TLS_AES_128_GCM_SHA256},
 	}
 }
+
+// watched makes the exchanges of a handler that is not ours known to H1Conn.
+func watched(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if f := factsOf(r.Context()); f != nil {
+			f.watch.begin(r)
+			defer f.watch.end()
+		}
+		h.ServeHTTP(w, r)
+	})
+}

@@ -64,7 +64,13 @@ func (g *Gate) Refuse(f *ConnFacts, what Refusal) (id string, err error) {
 	// off fold too, or strangers could write as many records as they like.
 	rec.Raw.Fold = what.Reason.Folds() || what.Kind == record.KindMalformed
 	f.describe(rec, snap)
-	return rec.ID.String(), g.commitRefusal(snap, rec)
+	err = g.commitRefusal(snap, rec)
+	why := what.Reason
+	if err != nil {
+		why = bookReason(err)
+	}
+	g.counts.add(what.Kind, why, what.Status)
+	return rec.ID.String(), err
 }
 
 func (g *Gate) commitRefusal(snap *Snapshot, rec *record.Record) error {

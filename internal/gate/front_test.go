@@ -396,20 +396,6 @@ func TestFrontLargeHead(t *testing.T) {
 	}
 }
 
-// TestWatched: a foreign handler behind the same connections.
-func TestWatched(t *testing.T) {
-	h := newFrontHouse(t, houseConfig{})
-	h.server.Handler = h.engine.Watched(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hi") }))
-	c, r := h.open(t)
-	for range 3 {
-		send(t, c, goodHead)
-		if resp, text, err := reply(r); err != nil || resp.StatusCode != 200 || text != "hi" {
-			t.Fatal(resp, err)
-		}
-	}
-	h.quiet(t)
-}
-
 // TestFrontUnread: when nobody reads a body that breaks its framing, the
 // exchange is answered as it would have been, and the connection ends there:
 // what follows is never taken for a request.
@@ -432,5 +418,50 @@ func TestFrontUnread(t *testing.T) {
 	h.quiet(t)
 	if n := h.engine.Stats().Framing.Load(); n != 1 {
 		t.Errorf("counter %d", n)
+	}
+}
+
+// TestBehindTheLast: what a client sends behind a request whose answer ends the
+// connection is dropped unread: it has no answer, so it has no record, and what
+// was answered has exactly one.
+func TestBehindTheLast(t *testing.T) {
+	get := "GET /v1 HTTP/1.1\r\nHost: example.com\r\n"
+	for _, tc := range []struct {
+		name, first, kind, reason string
+		status                    int
+	}{
+		{"close asked for", get + "Connection: close\r\n\r\n", "request", "", 200},
+		{"refused head", "GET /v1 HTTP/1.1\r\n\r\n", "malformed", "bad_host", 400},
+		{"refused request", get + "Connection: x-own\r\n\r\n", "malformed", "", 400},
+	} {
+		for behind, text := range map[string]string{
+			"good": get + "\r\n", "half": get, "malformed": "no\r\n\r\n", "two": get + "\r\n" + get + "\r\n",
+		} {
+			t.Run(tc.name+"/"+behind, func(t *testing.T) {
+				h := newFrontHouse(t, houseConfig{})
+				c, err := net.Dial("tcp", h.addr)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				if _, err := io.WriteString(c, tc.first+text); err != nil {
+					t.Fatal(err)
+				}
+				in := bufio.NewReader(c)
+				resp, err := http.ReadResponse(in, nil)
+				if err != nil || resp.StatusCode != tc.status || !resp.Close {
+					t.Fatalf("%v %v", resp, err)
+				}
+				io.Copy(io.Discard, resp.Body)
+				if rest, _ := io.ReadAll(in); len(rest) != 0 {
+					t.Errorf("%q behind the last answer", rest)
+				}
+				<-h.over
+				if rec := h.next(t); string(rec.Kind) != tc.kind || rec.Status != tc.status || tc.reason != "" && rec.Error.Reason != tc.reason {
+					t.Errorf("%s %d %+v", rec.Kind, rec.Status, rec.Error)
+				}
+				h.quiet(t)
+			})
+		}
 	}
 }

@@ -115,6 +115,7 @@ type Gate struct {
 
 	snapshot atomic.Pointer[Snapshot]
 	draining atomic.Bool
+	counts   counts
 	spare    sync.Pool // of *exchange
 }
 
@@ -123,7 +124,7 @@ func New(c Config, s *Snapshot) (*Gate, error) {
 	if c.NewID == nil || c.Limiter == nil || s == nil {
 		return nil, errors.New("gate: NewID, Limiter and a snapshot are required")
 	}
-	g := &Gate{newID: c.NewID, limiter: c.Limiter, tokenHash: c.TokenHash, now: c.Now, log: c.Log}
+	g := &Gate{newID: c.NewID, limiter: c.Limiter, tokenHash: c.TokenHash, now: c.Now, log: c.Log, counts: newCounts()}
 	if g.now == nil {
 		g.now = time.Now
 	}

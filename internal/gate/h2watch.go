@@ -52,11 +52,13 @@ type h2Conn struct {
 	since    time.Time    // owned by the reader: something is incomplete since then
 	due      time.Time    // owned by the reader: read deadline in force
 	ended    bool         // owned by the reader: nothing more is let through
+	dataOn   uint32       // owned by the reader: stream of the last frame, if that was DATA
 	credit   atomic.Int64 // earned by frames of ours, spent by pace
 
 	stage atomic.Uint32 // h2Fresh and so on
 	gone  atomic.Bool   // the client went first
 	block atomic.Uint32 // stream whose header block came last, if nothing came after it
+	body  atomic.Uint32 // stream whose DATA came last, if nothing else came after it
 
 	farewell atomic.Uint32 // code of a GOAWAY of our own that is due, and 1 more
 
@@ -208,11 +210,13 @@ func (w *h2Conn) Frame(f canon.H2Frame) (opens bool, err *canon.H2Error) {
 	}
 	switch f.Type {
 	case canon.H2Headers:
+		w.noteBody(f.H2Header)
 		return w.headers(f.Stream)
 	case canon.H2Continuation:
 		return false, nil
 	}
 	w.block.Store(0)
+	w.noteBody(f.H2Header)
 	if f.Type == canon.H2Data && (f.Content > 0 || f.Has(canon.H2EndStream)) {
 		return false, nil
 	}
@@ -223,6 +227,22 @@ func (w *h2Conn) Frame(f canon.H2Frame) (opens bool, err *canon.H2Error) {
 		_ = w.record(Refusal{Kind: record.KindRequest, Reason: reason.ClientAborted, Phase: phaseStream, Status: reason.StatusClientAborted})
 	}
 	return false, nil
+}
+
+// noteBody notes DATA on a stream that no handler has taken when it begins.
+func (w *h2Conn) noteBody(f canon.H2Header) {
+	on := f.Stream
+	if f.Type != canon.H2Data {
+		on = 0
+	}
+	if on == w.dataOn {
+		return
+	}
+	w.dataOn = on
+	if on != 0 && !w.untaken(on) {
+		on = 0
+	}
+	w.body.Store(on)
 }
 
 // headers notes a HEADERS frame. While its stream still waits it may be
@@ -379,8 +399,32 @@ func (w *h2Conn) reset(f canon.H2Written) {
 	_ = w.record(what)
 }
 
+// untaken tells a stream that no handler has taken, yet or ever.
+func (w *h2Conn) untaken(stream uint32) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.streams.untaken(stream)
+}
+
+// bodyOf tells whether net/http gives the connection up for the body of stream
+// last: it has refused the stream's head, takes the stream for one that was
+// never opened, and its body for a breach. refused says that the stream has its
+// record already.
+func (w *h2Conn) bodyOf(last uint32) (body, refused bool) {
+	if last == 0 || w.body.Load() != last {
+		return false, false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if refused = w.streams.untaken(last) && !w.streams.waits(last); refused && w.why == "" {
+		w.why = reason.MalformedRequest // of what else was under way
+	}
+	return w.streams.untaken(last), refused
+}
+
 // goneAway records the end of a connection that net/http refuses. The stream
-// whose header block it choked on has no record beside it.
+// whose header block it choked on has no record beside it, and the end of a
+// connection none beside that of the stream whose body it choked on.
 func (w *h2Conn) goneAway(f canon.H2Written) {
 	last, code := f.GoAway()
 	if code == canon.H2NoError {
@@ -394,8 +438,16 @@ func (w *h2Conn) goneAway(f canon.H2Written) {
 		block = 0
 	}
 	what := Refusal{Kind: record.KindMalformed, Reason: reason.MalformedRequest, Phase: phaseFrame}
-	if code == canon.H2Calm {
+	switch {
+	case code == canon.H2Calm:
 		what.Reason, what.Phase = reason.Overloaded, phaseFlood
+	case block == 0 && code == canon.H2ProtocolError:
+		switch body, refused := w.bodyOf(last); {
+		case refused:
+			return
+		case body:
+			block = last
+		}
 	}
 	w.over(what, block)
 }
@@ -415,6 +467,9 @@ func (w *h2Conn) over(what Refusal, stream uint32) {
 	w.mu.Unlock()
 	if first {
 		w.stats.Refused.Add(1)
+		if what.Phase == phaseFlood {
+			w.stats.Floods.Add(1)
+		}
 		_ = w.record(what)
 	}
 }

@@ -32,7 +32,8 @@ func TestH2ConnFloods(t *testing.T) {
 		{"data of padding", wire(canon.H2Headers, 4, 1, post) + strings.Repeat(wire(canon.H2Data, 8, 1, "\x01\x00"), 500), map[string]int{flood: 1}},
 		{"continuation, empty", wire(canon.H2Headers, 1, 1, get) + strings.Repeat(wire(canon.H2Continuation, 0, 1, ""), 500), map[string]int{flood: 1}},
 		{"continuation, full", wire(canon.H2Headers, 1, 1, get) + strings.Repeat(wire(canon.H2Continuation, 0, 1, lit("a", strings.Repeat("b", 15<<10))), 50), map[string]int{"malformed malformed_request frame": 1}},
-		{"header block", headers(1, get+lit("a", strings.Repeat("b", 70<<10))), map[string]int{tooLarge: 1}},
+		{"header block", inFrames(1, get+lit("a", strings.Repeat("b", 70<<10))), map[string]int{"malformed malformed_request frame": 1}},
+		{"header block in one frame", headers(1, get+lit("a", strings.Repeat("b", 70<<10))), map[string]int{"malformed malformed_request frame": 1}},
 		{"header fields", headers(1, get+strings.Repeat(lit("a", "b"), 500)), map[string]int{tooLarge: 1}},
 		{"rapid reset", func() string {
 			var b strings.Builder
@@ -535,4 +536,14 @@ func BenchmarkH2Conn(b *testing.B) {
 			stream, w.streams.max = 1, 0
 		}
 	}
+}
+
+// inFrames is headers for a block that takes more than one frame.
+func inFrames(stream uint32, block string) string {
+	const most = 16 << 10
+	text := wire(canon.H2Headers, 1, stream, block[:most])
+	for block = block[most:]; len(block) > most; block = block[most:] {
+		text += wire(canon.H2Continuation, 0, stream, block[:most])
+	}
+	return text + wire(canon.H2Continuation, 4, stream, block)
 }

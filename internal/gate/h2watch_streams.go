@@ -65,6 +65,11 @@ func (s *h2Streams) skipped(stream uint32) bool {
 
 func (s *h2Streams) waits(stream uint32) bool { return slices.Contains(s.waiting, stream) }
 
+// untaken tells a stream that no handler has taken.
+func (s *h2Streams) untaken(stream uint32) bool {
+	return s.waits(stream) || slices.Contains(s.refused, stream)
+}
+
 // take removes a stream that waits; false if it does not.
 func (s *h2Streams) take(stream uint32) bool {
 	i := slices.Index(s.waiting, stream)

@@ -68,7 +68,7 @@ func newH2House(t *testing.T, secure bool, c houseConfig) *h2House {
 			e.ServeHTTP(w, r)
 		}),
 		ConnContext: ConnContext, Protocols: new(http.Protocols), MaxHeaderBytes: 48 << 10, ReadHeaderTimeout: 3 * time.Second,
-		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 100}, DisableGeneralOptionsHandler: true,
+		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 100, MaxReadFrameSize: 16 << 10}, DisableGeneralOptionsHandler: true,
 		ErrorLog: log.New(io.Discard, "", 0),
 		ConnState: func(_ net.Conn, s http.ConnState) {
 			if s == http.StateClosed {
@@ -339,7 +339,7 @@ func TestH2ConnRaw(t *testing.T) {
 		{"a stream after its reset", begun + headers(1, "\x82\x87") + headers(1, get), of(canon.H2GoAway, 0), map[string]int{stream: 1, frame: 1}},
 		{"connection window too large", begun + wire(canon.H2WindowUpdate, 0, 0, "\x7f\xff\xff\xff"), of(canon.H2GoAway, 0), map[string]int{frame: 1}},
 		{"empty window update", begun + wire(canon.H2WindowUpdate, 0, 0, "\x00\x00\x00\x00"), of(canon.H2GoAway, 0), map[string]int{frame: 1}},
-		{"frame too large", begun + wire(canon.H2Data, 0, 1, strings.Repeat("x", 1<<20+1)), of(canon.H2GoAway, 0), map[string]int{frame: 1}},
+		{"frame too large", begun + wire(canon.H2Data, 0, 1, strings.Repeat("x", 16<<10+1)), of(canon.H2GoAway, 0), map[string]int{frame: 1}},
 		{"ping of 7 bytes", begun + wire(canon.H2Ping, 0, 0, "1234567"), of(canon.H2GoAway, 0), map[string]int{frame: 1}},
 		{"push", begun + wire(canon.H2PushPromise, 4, 1, "\x00\x00\x00\x02"), of(canon.H2GoAway, 0), map[string]int{frame: 1}},
 		{"even stream", begun + headers(2, get), of(canon.H2GoAway, 0), map[string]int{frame: 1}},

@@ -17,6 +17,9 @@ type HTTPConfig struct {
 	// TLS says that every connection of the listener is TLS: a request that
 	// claims another scheme (:scheme http in HTTP/2) is then refused.
 	TLS bool
+	// Redirect says that the listener serves nothing but sends its clients to
+	// the https form of what they ask for (Gate.Redirect).
+	Redirect bool
 	// ReadIdle is how long a client may take for the next byte of its body, and
 	// WriteIdle for taking the next piece of an answer. Default 30 s.
 	ReadIdle, WriteIdle time.Duration
@@ -61,18 +64,6 @@ func NewHTTPEngine(g *Gate, c HTTPConfig) *HTTPEngine {
 // Stats are the counts of the connections from H1Conn and H2Conn.
 func (e *HTTPEngine) Stats() *FrontStats { return &e.stats }
 
-// Watched makes the exchanges of another handler known to the connections from
-// H1Conn and H2Conn.
-func (e *HTTPEngine) Watched(h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if f := factsOf(r.Context()); f != nil && f.watch != nil {
-			f.watch.begin(r)
-			defer f.watch.end()
-		}
-		h.ServeHTTP(w, r)
-	})
-}
-
 // ServeHTTP implements http.Handler. An aborted exchange leaves by
 // http.ErrAbortHandler, which closes the connection or resets the stream.
 func (e *HTTPEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -89,7 +80,11 @@ func (e *HTTPEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if f != nil && x.req.TLS != nil {
 		x.req.TLS.JA4 = f.JA4
 	}
-	e.gate.Serve(r.Context(), x)
+	if e.cfg.Redirect {
+		e.gate.Redirect(r.Context(), x)
+	} else {
+		e.gate.Serve(r.Context(), x)
+	}
 	x.body.close()
 	aborted := x.aborted || !x.finished
 	req := x.req

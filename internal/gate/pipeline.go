@@ -37,9 +37,13 @@ func (x *exchange) finish() {
 	x.settle()
 	if err := x.commit(); err != nil {
 		x.spoiled = true
+		status := x.rec.Status
 		if x.audit.OnFailure == Refuse {
-			x.unrecorded(err)
+			status = x.unrecorded(err)
 		}
+		x.g.counts.add(x.rec.Kind, bookReason(err), status)
+	} else {
+		x.g.counts.add(x.rec.Kind, x.why, x.rec.Status)
 	}
 	x.release()
 	x.g.end(x)
@@ -71,6 +75,8 @@ func (x *exchange) settle() {
 		x.fail(reason.Panic) // no step may end without a word; deny if one does
 	}
 	switch {
+	case x.why == "" && x.answer == answerOwn:
+		r.Status = x.own.status
 	case x.why == "":
 		r.Status = x.resp.Status
 	case x.why == reason.ClientAborted:
@@ -126,14 +132,16 @@ func (x *exchange) folds() bool {
 var errNoRecorder = errors.New("gate: the snapshot has no recorder")
 
 // unrecorded replaces the answer of an exchange that the book did not take: a
-// complete answer without its record is never released.
-func (x *exchange) unrecorded(err error) {
+// complete answer without its record is never released. It returns the status
+// of what the client gets.
+func (x *exchange) unrecorded(err error) int {
 	if x.headSent || x.answer == answerAbort {
 		x.answer = answerAbort
-		return
+		return x.rec.Status
 	}
 	x.own = x.problem(bookReason(err))
 	x.answer = answerOwn
+	return x.own.status
 }
 
 // bookReason maps an error of the Recorder.
@@ -155,7 +163,7 @@ type answer uint8
 
 const (
 	answerAbort  answer = iota // nothing more; the zero value
-	answerOwn                  // a problem of the gate, whole
+	answerOwn                  // one of the gate, whole: a problem or a redirection
 	answerWhole                // the upstream's, whole in memory
 	answerStream               // the upstream's, sent but for what the engine holds back
 )

@@ -131,6 +131,18 @@ func (r Reason) Valid() bool {
 	return ok
 }
 
+// Number is r's place in All, from 1; 0 for no reason and -1 for one outside
+// the list. It may change from one release to the next.
+func (r Reason) Number() int {
+	if r == "" {
+		return 0
+	}
+	if e, ok := table[r]; ok {
+		return e.number
+	}
+	return -1
+}
+
 // Status is the HTTP status that the client gets, 400 to 599. ClientAborted is
 // 499 and recorded only; the tls_* reasons of a failed handshake are recorded
 // without a status, since nothing but an alert is sent. A reason outside the

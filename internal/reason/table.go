@@ -115,11 +115,17 @@ var list = []entry{
 	{BookSlow, 503, OriginBook, textUnavailable},
 }
 
+// numbered is an entry and its place in the list, from 1.
+type numbered struct {
+	entry
+	number int
+}
+
 // table finds an entry by name; it is built from list once and never changes.
-var table = func() map[Reason]entry {
-	m := make(map[Reason]entry, len(list))
-	for _, e := range list {
-		m[e.reason] = e
+var table = func() map[Reason]numbered {
+	m := make(map[Reason]numbered, len(list))
+	for i, e := range list {
+		m[e.reason] = numbered{e, i + 1}
 	}
 	return m
 }()

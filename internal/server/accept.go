@@ -113,9 +113,32 @@ func (s *Server) connGauges() []obs.Gauge {
 		{Name: "gatebook_handshakes_failed", Help: "TLS handshakes that failed.", Read: func() float64 { return float64(s.table.failed.Load()) }},
 		{Name: "gatebook_connections_silent", Help: "Connections that ended before their first byte.", Read: sum(func(f *gate.FrontStats) *atomic.Uint64 { return &f.Silent }, &s.table.silent)},
 		{Name: "gatebook_connections_idle", Help: "Connections closed after a while without a request.", Read: sum(func(f *gate.FrontStats) *atomic.Uint64 { return &f.Idle }, nil)},
-		{Name: "gatebook_heads_refused", Help: "HTTP/1 heads refused as malformed, too large or too slow.", Read: sum(func(f *gate.FrontStats) *atomic.Uint64 { return &f.Refused }, nil)},
+		{Name: "gatebook_heads_refused", Help: "HTTP/1 heads refused as malformed, too large or too slow, and HTTP/2 connections ended for what the client sent.", Read: sum(func(f *gate.FrontStats) *atomic.Uint64 { return &f.Refused }, nil)},
 		{Name: "gatebook_bodies_broken", Help: "HTTP/1 request bodies that broke their framing.", Read: sum(func(f *gate.FrontStats) *atomic.Uint64 { return &f.Framing }, nil)},
 		{Name: "gatebook_answers_foreign", Help: "Answers that the HTTP library made by itself.", Read: sum(func(f *gate.FrontStats) *atomic.Uint64 { return &f.Foreign }, nil)},
+	}
+}
+
+// counters are what has been decided, exchange by exchange.
+func (s *Server) counters() []obs.Counter {
+	return []obs.Counter{
+		{
+			Name: "gatebook_records_total", Labels: []string{"kind", "reason", "class"},
+			Help: "Records of requests, handshakes and malformed requests, each refusal that was counted in a flood included, by reason and class of the status. One that the book did not take has the book's reason.",
+			Read: func(add func(value float64, labels ...string)) {
+				s.gate.Finished(func(kind, why, class string, n uint64) { add(float64(n), kind, why, class) })
+			},
+		},
+		{
+			Name: "gatebook_h2_floods_total", Help: "HTTP/2 connections ended for too much of what is allowed.",
+			Read: func(add func(value float64, labels ...string)) {
+				n := uint64(0)
+				for _, l := range s.lines {
+					n += l.engine.Stats().Floods.Load()
+				}
+				add(float64(n))
+			},
+		},
 	}
 }
 
@@ -247,7 +270,7 @@ func (l *line) begin(c net.Conn) {
 }
 
 func (l *line) trusts(a netip.Addr) bool {
-	return slices.ContainsFunc(l.trusted, func(p netip.Prefix) bool { return p.Contains(a) })
+	return slices.ContainsFunc(*l.trusted.Load(), func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // hold remembers a connection that nobody serves yet, so that a stop can end

@@ -429,23 +429,51 @@ func TestShutdown(t *testing.T) {
 	h.quiet(t)
 }
 
-// TestRedirect: a listener that only redirects has the same front.
+// TestRedirect: a listener that only redirects has the same front, and each
+// request there leaves one record.
 func TestRedirect(t *testing.T) {
 	h := newHouse(t, houseConfig{listener: config.Listener{RedirectToHTTPS: true}})
-	c := h.dial(t)
-	io.WriteString(c, "GET /a?b HTTP/1.1\r\nHost: api.example.com\r\n\r\n")
-	if resp, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil || resp.StatusCode != 308 || resp.Header.Get("Location") != "https://api.example.com/a?b" {
-		t.Errorf("%v %v", resp, err)
+	for _, tc := range []struct {
+		name, send string
+		status     int
+		location   string
+		kind       record.Kind
+		reason     string
+	}{
+		{"path and query", "GET /a?b HTTP/1.1\r\nHost: api.example.com\r\n\r\n", 308, "https://api.example.com/a?b", record.KindRequest, ""},
+		{"port and case", "GET / HTTP/1.1\r\nHost: API.example.com:8080\r\n\r\n", 308, "https://api.example.com/", record.KindRequest, ""},
+		{"empty query", "GET /a? HTTP/1.1\r\nHost: api.example.com\r\n\r\n", 308, "https://api.example.com/a?", record.KindRequest, ""},
+		{"IPv6 literal", "GET /a HTTP/1.1\r\nHost: [2001:db8::1]:80\r\n\r\n", 308, "https://[2001:db8::1]/a", record.KindRequest, ""},
+		{"head", "HEAD /a HTTP/1.1\r\nHost: api.example.com\r\n\r\n", 308, "https://api.example.com/a", record.KindRequest, ""},
+		{"with a body", "POST /a HTTP/1.1\r\nHost: api.example.com\r\nContent-Length: 3\r\n\r\nabc", 308, "https://api.example.com/a", record.KindRequest, ""},
+		{"one behind it", "GET /a HTTP/1.1\r\nHost: api.example.com\r\n\r\nGET /b HTTP/1.1\r\nHost: api.example.com\r\n\r\n", 308, "https://api.example.com/a", record.KindRequest, ""},
+		{"OPTIONS *", "OPTIONS * HTTP/1.1\r\nHost: api.example.com\r\n\r\n", 400, "", record.KindMalformed, "bad_path"},
+		{"no host", "GET /a HTTP/1.1\r\n\r\n", 400, "", record.KindMalformed, "bad_host"},
+		{"not HTTP", "hello\r\n\r\n", 400, "", record.KindMalformed, "malformed_request"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := h.dial(t)
+			io.WriteString(c, tc.send)
+			in := bufio.NewReader(c)
+			method, _, _ := strings.Cut(tc.send, " ")
+			resp, err := http.ReadResponse(in, &http.Request{Method: method})
+			if err != nil || resp.StatusCode != tc.status || resp.Header.Get("Location") != tc.location || !resp.Close {
+				t.Fatalf("%v %v", resp, err)
+			}
+			if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+				t.Error(err)
+			}
+			if rest, err := io.ReadAll(in); err != nil || len(rest) != 0 {
+				t.Errorf("%q behind the answer: %v", rest, err)
+			}
+			r := h.next(t)
+			if r.Kind != tc.kind || r.Error.Reason != tc.reason || r.Status != tc.status || r.TLS.Version != "" {
+				t.Errorf("%s %d %+v", r.Kind, r.Status, r.Error)
+			}
+			if r.ID.String() != resp.Header.Get("X-Request-Id") || r.Raw.Fold != (tc.reason != "") || (r.Outcome == record.Success) != (tc.reason == "") {
+				t.Errorf("id %s, fold %v, outcome %s", r.ID, r.Raw.Fold, r.Outcome)
+			}
+			h.quiet(t)
+		})
 	}
-	c.Close()
-	h.quiet(t)
-	c = h.dial(t)
-	io.WriteString(c, "GET /a HTTP/1.1\r\n\r\n")
-	if resp, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil || resp.StatusCode != 400 {
-		t.Errorf("%v %v", resp, err)
-	}
-	if r := h.next(t); r.Error.Reason != "bad_host" || r.Kind != record.KindMalformed || r.TLS.Version != "" {
-		t.Errorf("%+v", r.Error)
-	}
-	c.Close()
 }

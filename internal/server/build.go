@@ -31,28 +31,37 @@ type parts struct {
 	engine   *authz.Engine
 	rules    *redact.Rules
 	snapshot *gate.Snapshot
+
+	cache  *authn.Cache        // verdicts on tokens, whatever the configuration
+	prints map[string][32]byte // of what an issuer, its key source or a pool was made from
 }
 
-// build makes the parts. Every problem is an error; nothing is started.
-func build(f *config.File, b *book.Book, log *slog.Logger) (*parts, error) {
-	p := &parts{issuers: map[string]*authn.JWT{}, pools: map[string]*upstream.Pool{}}
+// Kinds of prints.
+const (
+	printIssuer   = "issuer "
+	printKeys     = "keys "
+	printUpstream = "upstream "
+)
+
+// build makes the parts. Every problem is an error; nothing is started. What is
+// declared as before is taken over from prev with all that it has learned; nil
+// means that there is nothing before.
+func build(f *config.File, b *book.Book, log *slog.Logger, prev *parts) (*parts, error) {
+	p := &parts{issuers: map[string]*authn.JWT{}, pools: map[string]*upstream.Pool{}, prints: map[string][32]byte{}}
+	if prev == nil {
+		prev = &parts{cache: authn.NewCache(0)}
+	}
+	p.cache = prev.cache
 	var errs []error
-	cache := authn.NewCache(0)
 	for i := range f.Issuers {
-		j, err := buildIssuer(&f.Issuers[i], recordedClaims(f, f.Issuers[i].Name), cache, log)
-		if err != nil {
+		if err := p.addIssuer(f, &f.Issuers[i], prev, log); err != nil {
 			errs = append(errs, fmt.Errorf("issuer %q: %w", f.Issuers[i].Name, err))
-			continue
 		}
-		p.issuers[f.Issuers[i].Name] = j
 	}
 	for name, u := range f.Upstreams {
-		pool, err := upstream.NewPool(poolConfig(name, &u, log))
-		if err != nil {
+		if err := p.addPool(f, name, &u, prev, log); err != nil {
 			errs = append(errs, fmt.Errorf("upstream %q: %w", name, err))
-			continue
 		}
-		p.pools[name] = pool
 	}
 	var err error
 	if p.engine, err = BuildEngine(f); err != nil {
@@ -66,6 +75,63 @@ func build(f *config.File, b *book.Book, log *slog.Logger) (*parts, error) {
 	}
 	p.snapshot, err = p.buildSnapshot(f, b)
 	return p, err
+}
+
+func (p *parts) addIssuer(f *config.File, c *config.Issuer, prev *parts, log *slog.Logger) error {
+	pass := recordedClaims(f, c.Name)
+	whole, err := f.Fingerprint(&struct {
+		Issuer *config.Issuer `key:"issuer"`
+		Pass   []string       `key:"pass"`
+	}{c, pass})
+	if err != nil {
+		return err
+	}
+	source, err := f.Fingerprint(&struct {
+		Issuer string       `key:"issuer"`
+		JWKS   *config.JWKS `key:"jwks"`
+		CA     config.Path  `key:"ca"`
+	}{c.Issuer, c.JWKS, c.CA})
+	if err != nil {
+		return err
+	}
+	p.prints[printIssuer+c.Name], p.prints[printKeys+c.Name] = whole, source
+	was := prev.issuers[c.Name]
+	if was != nil && prev.prints[printIssuer+c.Name] == whole {
+		p.issuers[c.Name] = was
+		return nil
+	}
+	j, err := buildIssuer(c, pass, p.cache, log)
+	if err != nil {
+		return err
+	}
+	if was != nil && prev.prints[printKeys+c.Name] == source {
+		j.Inherit(was)
+	} else if was != nil && j.ID() == was.ID() {
+		// The same rules with keys that others vouch for: what was found of
+		// tokens with the old keys must not be believed.
+		if j, err = buildIssuer(c, pass, authn.NewCache(0), log); err != nil {
+			return err
+		}
+	}
+	p.issuers[c.Name] = j
+	return nil
+}
+
+func (p *parts) addPool(f *config.File, name string, u *config.Upstream, prev *parts, log *slog.Logger) error {
+	print, err := f.Fingerprint(u)
+	if err != nil {
+		return err
+	}
+	p.prints[printUpstream+name] = print
+	if was := prev.pools[name]; was != nil && prev.prints[printUpstream+name] == print {
+		p.pools[name] = was
+		return nil
+	}
+	pool, err := upstream.NewPool(poolConfig(name, u, log))
+	if err == nil {
+		p.pools[name] = pool
+	}
+	return err
 }
 
 // recordedClaims are those that records of routes with this issuer keep.
@@ -130,6 +196,15 @@ func poolConfig(name string, u *config.Upstream, log *slog.Logger) upstream.Conf
 		Name: name, Targets: u.Targets, Balance: u.Balance, PreserveHost: u.PreserveHost, MaxIdlePerTarget: u.MaxIdle, Logger: log,
 		ConnectTimeout: u.Timeouts.Connect.Std(), ResponseTimeout: u.Timeouts.Response.Std(), IdleBody: u.Timeouts.IdleBody.Std(),
 		Ejection: upstream.Ejection{Failures: u.Ejection.Failures, BaseTime: u.Ejection.For.Std()},
+	}
+	if u.Ejection.Failures == 0 {
+		c.Ejection.Failures = -1 // never
+	}
+	if h := u.Health; h != nil {
+		c.Health = upstream.Health{
+			Path: h.Path, Interval: h.Interval.Std(), Timeout: h.Timeout.Std(),
+			Healthy: h.Healthy, Unhealthy: h.Unhealthy, Status: h.Status,
+		}
 	}
 	if u.TLS != nil {
 		c.CAFile, c.ServerName = string(u.TLS.CA), u.TLS.ServerName

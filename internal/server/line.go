@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,7 +25,7 @@ const (
 	idleTimeout       = 60 * time.Second
 	maxHeaderBytes    = 48 << 10 // the gate refuses above 32 KiB of fields itself
 	maxStreams        = 100
-	certPoll          = 10 * time.Second
+	maxFrame          = 16 << 10 // the least that may be announced (RFC 9113 section 6.5.2)
 )
 
 // line is one listener. It accepts by itself (accept.go) and hands what has come
@@ -38,7 +37,7 @@ type line struct {
 	gate    *gate.Gate
 	engine  *gate.HTTPEngine
 	table   *connTable
-	trusted []netip.Prefix
+	trusted atomic.Pointer[[]netip.Prefix]
 	log     *slog.Logger
 	certs   *certStore  // nil without TLS
 	tls     *tls.Config // nil without TLS
@@ -56,17 +55,14 @@ type line struct {
 
 func (s *Server) newLine(c *config.Listener) (*line, error) {
 	l := &line{
-		name: c.Name, gate: s.gate, table: s.table, trusted: c.Trusted, log: s.log,
-		engine: gate.NewHTTPEngine(s.gate, gate.HTTPConfig{Listener: c.Name, TLS: c.TLS != nil}),
+		name: c.Name, gate: s.gate, table: s.table, log: s.log,
+		engine: gate.NewHTTPEngine(s.gate, gate.HTTPConfig{Listener: c.Name, TLS: c.TLS != nil, Redirect: c.RedirectToHTTPS}),
 		quit:   make(chan struct{}), held: map[net.Conn]struct{}{},
 	}
-	var handler http.Handler = l.engine
-	if c.RedirectToHTTPS {
-		handler = l.engine.Watched(http.HandlerFunc(redirect))
-	}
+	l.trusted.Store(&c.Trusted)
 	var err error
 	if c.TLS != nil {
-		if l.certs, err = newCertStore(c.TLS, s.log); err != nil {
+		if l.certs, err = newCertStore("listener "+c.Name, c.TLS.Certificates, []string{"h2", "http/1.1"}, s.log); err != nil {
 			return nil, err
 		}
 		l.tls = &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: l.certs.config}
@@ -74,7 +70,7 @@ func (s *Server) newLine(c *config.Listener) (*line, error) {
 	if l.socket, err = net.Listen("tcp", c.Address); err != nil {
 		return nil, err
 	}
-	l.serveWith(handler)
+	l.serveWith(l.engine)
 	l.work.Add(1) // serve; a shutdown may come before it has begun
 	return l, nil
 }
@@ -98,7 +94,12 @@ func (l *line) serveWith(handler http.Handler) {
 	l.h2, l.in2 = newServer(), newHandover(l.socket.Addr())
 	// The handshake has been done; net/http sees the inside.
 	l.h2.Protocols.SetUnencryptedHTTP2(true)
-	l.h2.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: maxStreams}
+	// One upload that its upstream does not read takes its own window, and not
+	// that of the uploads beside it.
+	l.h2.HTTP2 = &http.HTTP2Config{
+		MaxConcurrentStreams: maxStreams, MaxReadFrameSize: maxFrame,
+		MaxReceiveBufferPerStream: 256 << 10, MaxReceiveBufferPerConnection: 4 << 20,
+	}
 }
 
 // serve accepts until the line is stopped; then the error is
@@ -124,19 +125,6 @@ func (l *line) serve() error {
 	default:
 	}
 	return err
-}
-
-// watch reads certificates again when their files change, until stopWatch.
-func (l *line) watch(ctx context.Context) {
-	if l.certs != nil {
-		l.certs.run(ctx)
-	}
-}
-
-func (l *line) stopWatch() {
-	if l.certs != nil {
-		l.certs.stop()
-	}
 }
 
 // shutdown takes no new connection and waits for exchanges under way; those
@@ -168,109 +156,24 @@ func (l *line) close() error {
 	return nil
 }
 
-// redirect sends a client to the https form of what it asked for.
-func redirect(w http.ResponseWriter, r *http.Request) {
-	host, _, err := net.SplitHostPort(r.Host)
-	if err != nil {
-		host = r.Host
-	}
-	w.Header().Set("Connection", "close")
-	http.Redirect(w, r, "https://"+host+r.URL.RequestURI(), http.StatusPermanentRedirect)
-}
-
-// certStore holds the certificates of one listener as last read.
-type certStore struct {
-	files []config.Certificate
-	log   *slog.Logger
-	now   atomic.Pointer[tls.Config]
-	seen  []time.Time // of each file; owned by run
-	quit  chan struct{}
-}
-
-func newCertStore(c *config.TLS, log *slog.Logger) (*certStore, error) {
-	s := &certStore{files: c.Certificates, log: log, quit: make(chan struct{})}
-	s.seen = s.modified()
-	return s, s.load()
-}
-
-// load reads every pair; after an error the certificates before stay.
-func (s *certStore) load() error {
-	c := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}
-	for _, f := range s.files {
-		pair, err := tls.LoadX509KeyPair(string(f.Cert), string(f.Key))
-		if err != nil {
-			return err
-		}
-		c.Certificates = append(c.Certificates, pair)
-	}
-	s.now.Store(c)
-	return nil
-}
-
-func (s *certStore) config(*tls.ClientHelloInfo) (*tls.Config, error) { return s.now.Load(), nil }
-
-func (s *certStore) modified() []time.Time {
-	var out []time.Time
-	for _, f := range s.files {
-		for _, name := range []string{string(f.Cert), string(f.Key)} {
-			var at time.Time
-			if st, err := os.Stat(name); err == nil {
-				at = st.ModTime()
-			}
-			out = append(out, at)
-		}
-	}
-	return out
-}
-
-func (s *certStore) run(ctx context.Context) {
-	tick := time.NewTicker(certPoll)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-s.quit:
-			return
-		case <-tick.C:
-			s.poll()
-		}
-	}
-}
-
-func (s *certStore) stop() { close(s.quit) }
-
-func (s *certStore) poll() {
-	at := s.modified()
-	same := true
-	for i := range at {
-		same = same && at[i].Equal(s.seen[i])
-	}
-	if same {
-		return
-	}
-	if err := s.load(); err != nil {
-		s.log.Error("changed certificates were not taken; those before stay in use", "err", err)
-		return
-	}
-	s.seen = at
-	s.log.Info("certificates were read again")
-}
-
 // healthLine serves health, readiness and metrics.
 type healthLine struct {
-	socket net.Listener
-	http   *http.Server
+	socket  net.Listener
+	http    *http.Server
+	handler *obs.Health
 }
 
-func newHealthLine(addr string, ready func() error, gauges []obs.Gauge) (*healthLine, error) {
-	h, err := obs.NewHealth(ready, gauges)
+func newHealthLine(addr string, ready func() error, gauges []obs.Gauge, counters []obs.Counter) (*healthLine, error) {
+	h, err := obs.NewHealth(ready, gauges, counters...)
 	if err != nil {
 		return nil, err
 	}
 	l, err := net.Listen("tcp", addr)
-	return &healthLine{l, &http.Server{Handler: h, ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout}}, err
+	return &healthLine{l, &http.Server{Handler: h, ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout}, h}, err
 }
+
+// notes sets what readiness adds; before serve.
+func (h *healthLine) notes(lines func() []string) { h.handler.Notes = lines }
 
 func (h *healthLine) serve(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { h.http.Close() })

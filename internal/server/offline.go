@@ -2,13 +2,14 @@ package server
 
 import (
 	"context"
+	"crypto/fips140"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"os/user"
 	"path/filepath"
 	"runtime"
+	"strconv"
 
 	"github.com/gatebook/gatebook/internal/book"
 	"github.com/gatebook/gatebook/internal/book/keys"
@@ -56,11 +57,12 @@ func OpenOffline(ctx context.Context, f *config.File, act, target string, reveal
 	return &Offline{reader: r, book: b}, nil
 }
 
-func localActor() string {
+func localActor() *admin.Caller {
+	uid := strconv.Itoa(os.Getuid())
 	if u, err := user.Current(); err == nil {
-		return "uid:" + u.Uid
+		uid = u.Uid
 	}
-	return fmt.Sprintf("uid:%d", os.Getuid())
+	return admin.Local("offline", "uid:"+uid, admin.Roles()...)
 }
 
 // Close lets go of the book.
@@ -82,9 +84,9 @@ func (o *Offline) Find(id string, reveal bool) (*query.Match, error) {
 	return query.Find(o.reader, id, reveal)
 }
 
-// Count counts what matches.
-func (o *Offline) Count(field string, q query.Query) ([]query.Count, error) {
-	return query.CountBy(o.reader, field, q)
+// Count counts the exchanges that match, or the records.
+func (o *Offline) Count(field string, q query.Query, records bool) ([]query.Count, error) {
+	return query.CountBy(o.reader, field, q, records)
 }
 
 // Prove makes a proof file.
@@ -122,7 +124,10 @@ type Build struct {
 	Version string `json:"version"`
 	Go      string `json:"go"`
 	Schema  int    `json:"record_schema"`
+	FIPS    bool   `json:"fips140"` // the cryptographic module runs in FIPS 140-3 mode
 }
 
 // Version describes the build.
-func Version() Build { return Build{book.Version(), runtime.Version(), record.Version} }
+func Version() Build {
+	return Build{book.Version(), runtime.Version(), record.Version, fips140.Enabled()}
+}

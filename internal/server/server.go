@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -27,17 +28,33 @@ import (
 // Server is everything that runs. New opens the book and the sockets; Run
 // serves.
 type Server struct {
-	file   *config.File
 	log    *slog.Logger
 	book   *book.Book
-	parts  *parts
 	gate   *gate.Gate
 	admin  *admin.API
 	table  *connTable // connections of all lines
+	limits *ratelimit.Table
 	lines  []*line
 	socket net.Listener
+	remote *remoteLine // administration over TCP; nil: none
 	health *healthLine
 	ready  atomic.Bool // listeners are being served
+	notify *notifier   // tells the service manager
+
+	now  atomic.Pointer[current]
+	last atomic.Pointer[LastReload] // nil: none yet
+	asks chan ask                   // to reloadLoop
+	gone chan struct{}              // closed when nobody takes asks any more
+
+	work  *work                      // set by Run before anything starts
+	loops map[any]context.CancelFunc // of issuers and pools; owned by Run until reloadLoop starts, then by that
+}
+
+// current is the configuration in force. It is immutable.
+type current struct {
+	file  *config.File
+	parts *parts
+	since time.Time
 }
 
 // BookConfig is the part of a configuration that concerns the book.
@@ -54,7 +71,10 @@ func SocketPath(f *config.File) string { return filepath.Join(string(f.Data), "a
 // New opens the book, which recovers it, makes the parts and opens all
 // sockets. Nothing runs yet. After an error everything is closed again.
 func New(ctx context.Context, f *config.File, log *slog.Logger) (_ *Server, err error) {
-	s := &Server{file: f, log: log, table: newConnTable(defaultCaps())}
+	s := &Server{log: log, table: newConnTable(defaultCaps()), asks: make(chan ask), gone: make(chan struct{}), loops: map[any]context.CancelFunc{}}
+	if s.notify, err = newNotifier(os.Getenv, log); err != nil {
+		return nil, err
+	}
 	if s.book, err = book.Open(ctx, BookConfig(f, log)); err != nil {
 		return nil, err
 	}
@@ -63,40 +83,49 @@ func New(ctx context.Context, f *config.File, log *slog.Logger) (_ *Server, err 
 			err = errors.Join(err, s.close(ctx))
 		}
 	}()
-	if s.parts, err = build(f, s.book, log); err != nil {
-		return nil, err
-	}
-	s.gate, err = gate.New(gate.Config{
-		NewID: s.book.NewID, Limiter: ratelimit.NewTable(ratelimit.Config{Coarser: ratelimit.CoarserPrefix}), Log: log, TokenHash: s.book.TokenHash,
-	}, s.parts.snapshot)
+	p, err := build(f, s.book, log, nil)
 	if err != nil {
 		return nil, err
 	}
-	s.admin = admin.New(admin.Config{Book: s.book, Logger: log})
-	return s, s.listen()
+	s.now.Store(&current{f, p, time.Now()})
+	s.limits = ratelimit.NewTable(ratelimit.Config{Coarser: ratelimit.CoarserPrefix})
+	s.gate, err = gate.New(gate.Config{
+		NewID: s.book.NewID, Limiter: s.limits, Log: log, TokenHash: s.book.TokenHash,
+	}, p.snapshot)
+	if err != nil {
+		return nil, err
+	}
+	s.admin = admin.New(admin.Config{Book: s.book, Logger: log, Status: func() any { return s.Status() }, Reload: s.reloadCall, Plain: obs.PlainWriter})
+	return s, s.listen(f)
 }
 
 // listen opens every socket, so that a port that is taken stops the start.
-func (s *Server) listen() error {
-	for i := range s.file.Listen {
-		l, err := s.newLine(&s.file.Listen[i])
+func (s *Server) listen(f *config.File) (err error) {
+	for i := range f.Listen {
+		l, err := s.newLine(&f.Listen[i])
 		if err != nil {
-			return fmt.Errorf("listener %q: %w", s.file.Listen[i].Name, err)
+			return fmt.Errorf("listener %q: %w", f.Listen[i].Name, err)
 		}
 		s.lines = append(s.lines, l)
 	}
-	if s.file.Health.Address != "" {
-		h, err := newHealthLine(s.file.Health.Address, s.Ready, s.gauges())
+	if f.Admin.Address != "" {
+		r, err := s.newRemoteLine(&f.Admin)
+		if err != nil {
+			return fmt.Errorf("admin: %w", err)
+		}
+		s.remote = r
+	}
+	if f.Health.Address != "" {
+		h, err := newHealthLine(f.Health.Address, s.Ready, s.gauges(), s.counters())
 		if err != nil {
 			return fmt.Errorf("health: %w", err)
 		}
+		h.notes(s.notes)
 		s.health = h
 	}
-	if !s.file.Admin.Socket {
-		return nil
+	if f.Admin.Socket {
+		s.socket, err = admin.ListenSocket(SocketPath(f))
 	}
-	var err error
-	s.socket, err = admin.ListenSocket(SocketPath(s.file))
 	return err
 }
 
@@ -108,6 +137,28 @@ func (s *Server) Ready() error {
 	return s.book.Ready()
 }
 
+// certs are the certificates of all listeners by what they are of.
+func (s *Server) certs() map[string]*certStore {
+	out := map[string]*certStore{}
+	for _, l := range s.lines {
+		if l.certs != nil {
+			out[l.name] = l.certs
+		}
+	}
+	if s.remote != nil {
+		out[adminListener] = s.remote.certs
+	}
+	return out
+}
+
+// notes are what readiness says beside its verdict.
+func (s *Server) notes() (out []string) {
+	for _, c := range s.certs() {
+		out = append(out, c.notes(time.Now())...)
+	}
+	return out
+}
+
 func (s *Server) gauges() []obs.Gauge {
 	gauges := []obs.Gauge{
 		{Name: "gatebook_book_leaves", Help: "Leaves in the log.", Read: func() float64 { return float64(s.book.Status().Leaves) }},
@@ -115,16 +166,33 @@ func (s *Server) gauges() []obs.Gauge {
 		{Name: "gatebook_book_blindness", Help: "Exchanges that are not recorded yet because the book did not take them.", Read: func() float64 { return float64(s.book.Status().Lost) }},
 		{Name: "gatebook_book_floods", Help: "Floods of refusals that are being counted instead of written.", Read: func() float64 { return float64(s.book.Status().Floods) }},
 		{Name: "gatebook_book_folded", Help: "Refusals that were counted instead of written.", Read: func() float64 { return float64(s.book.Status().Folded) }},
+		{Name: "gatebook_config_loaded_seconds", Help: "When the configuration in force was loaded, in Unix time.", Read: func() float64 { return float64(s.now.Load().since.Unix()) }},
+		{Name: "gatebook_config_refused", Help: "1 if the last reload was refused.", Read: func() float64 {
+			if l := s.last.Load(); l != nil && l.Outcome != string(record.Success) {
+				return 1
+			}
+			return 0
+		}},
 	}
-	return append(gauges, s.connGauges()...)
+	for name, c := range s.certs() {
+		gauges = append(gauges, obs.Gauge{
+			Name: "gatebook_certificate_expiry_seconds", Help: "Seconds until the first certificate of a listener expires; negative if it has.",
+			Labels: map[string]string{"listener": name}, Read: func() float64 { return c.left(time.Now()).Seconds() },
+		})
+	}
+	return append(append(gauges, s.connGauges()...), s.limitGauges()...)
 }
 
-// Addr returns the address on which a listener really listens.
+// Addr returns the address on which a listener really listens; "admin" is the
+// administration's.
 func (s *Server) Addr(name string) net.Addr {
 	for _, l := range s.lines {
 		if l.name == name {
 			return l.socket.Addr()
 		}
+	}
+	if name == adminListener && s.remote != nil {
+		return s.remote.socket.Addr()
 	}
 	return nil
 }
@@ -136,42 +204,57 @@ func (s *Server) Key() string { return s.book.Key() }
 // asked for.
 const drainTime = 20 * time.Second
 
+// work is what runs beside the listeners until all is over.
+type work struct {
+	ctx   context.Context
+	stop  context.CancelCauseFunc
+	group sync.WaitGroup
+}
+
+// start runs something. If it fails everything stops.
+func (w *work) start(what string, run func(context.Context) error) {
+	w.group.Go(func() {
+		if err := run(w.ctx); err != nil {
+			w.stop(fmt.Errorf("%s: %w", what, err))
+		}
+	})
+}
+
 // Run serves until ctx ends, then drains: it takes no new connection, lets
 // exchanges end, and closes the book last. It returns the first error that
 // stopped it, or of stopping.
 func (s *Server) Run(ctx context.Context) error {
 	// What serves must outlive what accepts: exchanges under way still need
 	// keys and the book.
-	inner, stopInner := context.WithCancelCause(context.WithoutCancel(ctx))
-	var background sync.WaitGroup
-	start := func(what string, run func(context.Context) error) {
-		background.Go(func() {
-			if err := run(inner); err != nil {
-				stopInner(fmt.Errorf("%s: %w", what, err))
-			}
-		})
-	}
+	w := &work{}
+	w.ctx, w.stop = context.WithCancelCause(context.WithoutCancel(ctx))
+	s.work = w
 	// A book that fails does not take the gate along: routes that must be
 	// recorded refuse, readiness fails, and a restart reads the disk again.
-	start("book", func(ctx context.Context) error {
+	w.start("book", func(ctx context.Context) error {
 		if err := s.book.Run(ctx); err != nil {
 			s.log.Error("nothing more is recorded until a restart", "err", err)
 		}
 		return nil
 	})
-	for name, j := range s.parts.issuers {
-		start("issuer "+name, j.Run)
+	s.startParts(s.now.Load().parts)
+	for name, c := range s.certs() {
+		w.start("certificates of "+name, c.run)
 	}
 	if s.socket != nil {
-		start("admin socket", func(ctx context.Context) error { return s.admin.Serve(ctx, s.socket) })
+		w.start("admin socket", func(ctx context.Context) error { return s.admin.Serve(ctx, s.socket) })
+	}
+	if s.remote != nil {
+		w.start("admin", func(ctx context.Context) error { return s.admin.ServeRemote(ctx, s.remote.socket, s.remote.terms()) })
 	}
 	if s.health != nil {
-		start("health", s.health.serve)
+		w.start("health", s.health.serve)
 	}
-	err := s.serveLines(ctx, inner)
-	stopInner(context.Canceled)
-	background.Wait()
-	if cause := context.Cause(inner); !errors.Is(cause, context.Canceled) {
+	w.start("watchdog", func(ctx context.Context) error { return s.notify.run(ctx, func() { _ = s.Ready() }) })
+	err := s.serveLines(ctx)
+	w.stop(context.Canceled)
+	w.group.Wait()
+	if cause := context.Cause(w.ctx); !errors.Is(cause, context.Canceled) {
 		err = errors.Join(err, cause)
 	}
 	return errors.Join(err, s.close(context.WithoutCancel(ctx)))
@@ -179,7 +262,7 @@ func (s *Server) Run(ctx context.Context) error {
 
 // serveLines accepts until ctx ends or something that must run has stopped,
 // then drains.
-func (s *Server) serveLines(ctx, inner context.Context) error {
+func (s *Server) serveLines(ctx context.Context) error {
 	failed := make(chan error, len(s.lines))
 	var wg sync.WaitGroup
 	for _, l := range s.lines {
@@ -188,38 +271,39 @@ func (s *Server) serveLines(ctx, inner context.Context) error {
 				failed <- fmt.Errorf("listener %q: %w", l.name, err)
 			}
 		})
-		wg.Go(func() { l.watch(inner) })
 	}
-	if err := s.noteConfig(ctx); err != nil {
+	now := s.now.Load()
+	if err := s.noteLoad(ctx, now); err != nil {
 		s.log.Error("the configuration in force could not be recorded", "err", err)
 	}
 	s.ready.Store(true)
-	s.log.Info("serving", "node", s.file.Node, "snapshot", s.parts.snapshot.ID())
+	s.log.Info("serving", "node", now.file.Node, "snapshot", now.parts.snapshot.ID())
+	s.tellReady()
+	stopReloads := s.startReloads(ctx)
 	var err error
 	select {
 	case <-ctx.Done():
-	case <-inner.Done():
+	case <-s.work.ctx.Done():
 	case err = <-failed:
 	}
 	s.ready.Store(false)
+	stopReloads()
+	s.notify.stopping()
 	s.gate.Drain()
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 	defer cancel()
 	for _, l := range s.lines {
 		err = errors.Join(err, l.shutdown(grace))
 	}
-	for _, l := range s.lines {
-		l.stopWatch()
-	}
 	wg.Wait()
 	return err
 }
 
-// noteConfig records which configuration is in force.
-func (s *Server) noteConfig(ctx context.Context) error {
+// noteLoad records which configuration the server began with.
+func (s *Server) noteLoad(ctx context.Context, now *current) error {
 	return s.book.Note(ctx, &record.Record{
-		Kind: record.KindConfig, Outcome: record.Success, Snap: s.parts.snapshot.ID(),
-		Event: record.Event{Name: "load", After: s.parts.snapshot.ID(), Target: s.parts.engine.SetHash()},
+		Kind: record.KindConfig, Outcome: record.Success, Snap: now.parts.snapshot.ID(),
+		Event: record.Event{Name: "load", After: now.parts.snapshot.ID(), Target: now.parts.engine.SetHash()},
 	})
 }
 
@@ -229,18 +313,27 @@ func (s *Server) close(ctx context.Context) error {
 	for _, l := range s.lines {
 		errs = append(errs, l.close())
 	}
-	if s.parts != nil {
-		for _, p := range s.parts.pools {
+	if now := s.now.Load(); now != nil {
+		for _, p := range now.parts.pools {
 			p.Close()
 		}
 	}
 	if s.health != nil {
 		errs = append(errs, s.health.close())
 	}
+	if s.remote != nil {
+		errs = append(errs, closed(s.remote.socket))
+	}
 	if s.socket != nil {
-		if err := s.socket.Close(); !errors.Is(err, net.ErrClosed) {
-			errs = append(errs, err)
-		}
+		errs = append(errs, closed(s.socket))
 	}
 	return errors.Join(append(errs, s.book.Close(ctx))...)
+}
+
+// closed closes a listener unless it is closed already.
+func closed(l net.Listener) error {
+	if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
 }

@@ -7,17 +7,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
-	"net"
 	"net/http"
-	"os"
 	"strconv"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/gatebook/gatebook/internal/book"
 	"github.com/gatebook/gatebook/internal/book/ledger"
@@ -39,43 +33,85 @@ type Book interface {
 
 // Config makes an API.
 type Config struct {
-	Book   Book
+	Book Book
+	// Status is what the status call answers; nil: the book's.
+	Status func() any
+	// Reload puts the configuration as it is on the disk in force and says what
+	// that changed. It records the call itself. nil: there is no such call.
+	Reload func(ctx context.Context, who *Caller) (any, error)
+	// Plain makes what is written through it fit for a terminal; nil: as it is.
+	Plain  func(io.Writer) io.Writer
 	Logger *slog.Logger
 }
 
-// API answers on the admin socket. Safe for concurrent use.
+// API answers on the admin socket and on the administration's TCP listener.
+// Safe for concurrent use.
 type API struct {
-	book Book
-	log  *slog.Logger
-	mux  *http.ServeMux
+	book      Book
+	statusOf  func() any
+	reloading func(ctx context.Context, who *Caller) (any, error)
+	plain     func(io.Writer) io.Writer
+	log       *slog.Logger
+	mux       *http.ServeMux
+	tails     chan struct{} // a place for each tail
+	wait      time.Duration // for the reader of a tail
 }
+
+// The acts, as records name them.
+const (
+	actStatus = "status"
+	actReload = "reload"
+)
 
 // New makes an API.
 func New(c Config) *API {
-	a := &API{book: c.Book, log: c.Logger, mux: http.NewServeMux()}
+	a := &API{
+		book: c.Book, statusOf: c.Status, reloading: c.Reload, plain: c.Plain, log: c.Logger,
+		mux: http.NewServeMux(), tails: make(chan struct{}, maxTails), wait: tailWait,
+	}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
 	}
-	a.handle("GET /api/v1/status", a.status)
-	a.handle("GET /api/v1/records", a.records)
-	a.handle("GET /api/v1/records/{id}", a.record)
-	a.handle("GET /api/v1/records/{id}/proof", a.proof)
-	a.handle("GET /api/v1/counts", a.counts)
-	a.handle("POST /api/v1/verify", a.verify)
-	a.handle("POST /api/v1/backup", a.backup)
+	if a.plain == nil {
+		a.plain = func(w io.Writer) io.Writer { return w }
+	}
+	if a.statusOf == nil {
+		a.statusOf = func() any { return a.book.Status() }
+	}
+	a.handle("GET /api/v1/status", actStatus, Reader, a.status)
+	a.handle("GET /api/v1/records", "search", Reader, a.records)
+	a.handle("GET /api/v1/records/{id}", "show", Reader, a.record)
+	a.handle("GET /api/v1/records/{id}/proof", "prove", Reader, a.proof)
+	a.handle("GET /api/v1/counts", "count", Reader, a.counts)
+	a.handle("GET /api/v1/tail", "tail", Reader, a.tail)
+	a.handle("POST /api/v1/verify", "verify", Reader, a.verify)
+	a.handle("POST /api/v1/backup", "backup", Operator, a.backup)
+	if a.reloading != nil {
+		a.handle("POST /api/v1/reload", actReload, Operator, a.reload)
+	}
+	a.mux.HandleFunc("GET /log/checkpoint", a.checkpoint)
 	return a
 }
-
-// ServeHTTP implements http.Handler.
-func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.mux.ServeHTTP(w, r) }
 
 // handler answers one call. An error before the first byte becomes a problem.
 type handler func(w http.ResponseWriter, r *http.Request) error
 
-func (a *API) handle(pattern string, h handler) {
+// handle registers a call that needs a role; one that reveals personal parts
+// needs that role too.
+func (a *API) handle(pattern, act string, role Role, h handler) {
 	a.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		out := &answer{ResponseWriter: w}
-		err := h(out, r)
+		needed := []Role{role}
+		if v := r.URL.Query(); v.Get("reveal") == "true" || v.Get("with_keys") == "true" {
+			needed = append(needed, Reveal)
+		}
+		err := a.need(r, act, needed...)
+		if err == nil && r.Method == http.MethodPost {
+			err = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime))
+		}
+		if err == nil {
+			err = h(out, r)
+		}
 		if err == nil {
 			return
 		}
@@ -99,6 +135,9 @@ func (w *answer) Write(b []byte) (int, error) {
 	return w.ResponseWriter.Write(b)
 }
 
+// Unwrap is for http.ResponseController.
+func (w *answer) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
 // Problem is an error on the wire (RFC 9457). Code is the exit code that a
 // command ends with.
 type Problem struct {
@@ -114,6 +153,7 @@ const (
 	exitFailure  = 1
 	exitUsage    = 2
 	exitNotFound = 3
+	exitDenied   = 4
 )
 
 func writeError(w http.ResponseWriter, err error) {
@@ -121,9 +161,12 @@ func writeError(w http.ResponseWriter, err error) {
 	var asked *Problem
 	var damage *ledger.Damage
 	var key *ledger.KeyError
+	var own interface{ Problem() *Problem }
 	switch {
 	case errors.As(err, &asked):
 		p = *asked
+	case errors.As(err, &own):
+		p = *own.Problem()
 	case query.IsUsage(err):
 		p.Status, p.Code = http.StatusBadRequest, exitUsage
 	case errors.Is(err, book.ErrNotFound):
@@ -140,47 +183,42 @@ func writeError(w http.ResponseWriter, err error) {
 	json.NewEncoder(w).Encode(p)
 }
 
-// actorKey is the context key of the caller's name.
-type actorKey struct{}
-
 // access records that somebody is about to read. Nothing is handed out if that
 // fails.
 func (a *API) access(r *http.Request, act, target string, reveal bool) error {
-	actor, _ := r.Context().Value(actorKey{}).(string)
-	return NoteAccess(r.Context(), a.book, actor, act, target, reveal)
+	return NoteAccess(r.Context(), a.book, callerOf(r), act, target, reveal)
 }
 
-// NoteAccess records that actor is about to read through act ("search",
-// "show", ...), with personal parts if reveal is set.
-func NoteAccess(ctx context.Context, b interface {
-	Note(ctx context.Context, r *record.Record) error
-}, actor, act, target string, reveal bool) error {
-	if actor == "" {
-		return errors.New("the caller is not known, so the access cannot be recorded; it is refused")
-	}
-	scope := "frames"
-	if reveal {
-		scope = "reveal"
-	}
-	rec := &record.Record{
-		Kind: record.KindAccess, Outcome: record.Success,
-		Event:    record.Event{Name: act, Target: target, Cause: scope},
-		Personal: record.Personal{Sub: actor},
-		Raw:      record.Raw{IssuerSub: "local|" + actor},
-	}
-	if err := b.Note(context.WithoutCancel(ctx), rec); err != nil {
-		return fmt.Errorf("the access could not be recorded and is refused: %w", err)
-	}
-	return nil
+// status is not recorded when it is granted: like metrics it says nothing of
+// what is in the book, is asked for every few seconds, and must answer when the
+// book takes no records.
+func (a *API) status(w http.ResponseWriter, r *http.Request) error {
+	return a.writeJSON(w, a.statusOf())
 }
 
-func (a *API) status(w http.ResponseWriter, _ *http.Request) error {
-	return writeJSON(w, a.book.Status())
+func (a *API) reload(w http.ResponseWriter, r *http.Request) error {
+	out, err := a.reloading(r.Context(), callerOf(r))
+	if err != nil {
+		return err
+	}
+	return a.writeJSON(w, out)
 }
 
-func writeJSON(w http.ResponseWriter, v any) error {
+// checkpoint hands out the newest signed tree head (C2SP tlog-tiles). It tells
+// how many leaves there are and is made to be seen, so it is not recorded.
+func (a *API) checkpoint(w http.ResponseWriter, r *http.Request) {
+	if callerOf(r) == nil {
+		writeError(w, &Problem{Title: "the caller is not known", Status: http.StatusForbidden, Code: exitDenied})
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	io.WriteString(w, a.book.Status().Checkpoint)
+}
+
+func (a *API) writeJSON(w http.ResponseWriter, v any) error {
 	w.Header().Set("Content-Type", "application/json")
-	return json.NewEncoder(w).Encode(v)
+	return json.NewEncoder(a.plain(w)).Encode(v)
 }
 
 // parseQuery reads the parameters that searches share.
@@ -216,7 +254,7 @@ func (a *API) records(w http.ResponseWriter, r *http.Request) error {
 	}
 	defer rd.Close()
 	w.Header().Set("Content-Type", "application/jsonl")
-	enc := json.NewEncoder(w)
+	enc := json.NewEncoder(a.plain(w))
 	return query.Search(rd, q, func(m *query.Match) error { return enc.Encode(m) })
 }
 
@@ -226,7 +264,11 @@ func (a *API) record(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	reveal := r.URL.Query().Get("reveal") == "true"
-	if err := a.access(r, "show", id.String(), reveal); err != nil {
+	act := "show"
+	if r.URL.Query().Get("act") == "doctor" {
+		act = "doctor"
+	}
+	if err := a.access(r, act, id.String(), reveal); err != nil {
 		return err
 	}
 	rd, err := a.book.Reader()
@@ -238,7 +280,7 @@ func (a *API) record(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, m)
+	return a.writeJSON(w, m)
 }
 
 func (a *API) proof(w http.ResponseWriter, r *http.Request) error {
@@ -300,11 +342,11 @@ func (a *API) counts(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer rd.Close()
-	counts, err := query.CountBy(rd, r.URL.Query().Get("by"), q)
+	counts, err := query.CountBy(rd, r.URL.Query().Get("by"), q, r.URL.Query().Get("records") == "true")
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, counts)
+	return a.writeJSON(w, counts)
 }
 
 // VerifyRequest is the body of a verify call.
@@ -313,8 +355,11 @@ type VerifyRequest struct {
 	Saved []byte `json:"saved,omitempty"`
 }
 
-// maxRequest bounds request bodies.
-const maxRequest = 1 << 20
+// What a request's body may take.
+const (
+	maxRequest = 1 << 20
+	bodyTime   = 30 * time.Second
+)
 
 func (a *API) verify(w http.ResponseWriter, r *http.Request) error {
 	var req VerifyRequest
@@ -330,64 +375,5 @@ func (a *API) verify(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, rep)
-}
-
-// ListenSocket opens the admin socket at path, mode 0600. A socket that is
-// left over from a dead process is replaced; the caller holds the book's lock,
-// so no living one can be behind it.
-func ListenSocket(path string) (net.Listener, error) {
-	if len(path) > maxSocketPath {
-		return nil, fmt.Errorf("admin socket: the path %s has %d bytes, the system allows %d; choose a shorter data folder or set admin: {socket: false}", path, len(path), maxSocketPath)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	old := unix.Umask(0o177)
-	l, err := net.Listen("unix", path)
-	unix.Umask(old)
-	if err != nil {
-		return nil, fmt.Errorf("admin socket: %w", err)
-	}
-	return l, nil
-}
-
-// maxSocketPath is what fits into a socket address (unix(7)).
-const maxSocketPath = 107
-
-// Serve answers on the socket until ctx ends.
-func (a *API) Serve(ctx context.Context, l net.Listener) error {
-	s := &http.Server{Handler: a, ReadHeaderTimeout: 5 * time.Second, ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, actorKey{}, peerName(c))
-		}}
-	stop := context.AfterFunc(ctx, func() {
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		if s.Shutdown(grace) != nil {
-			s.Close()
-		}
-	})
-	defer stop()
-	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
-}
-
-// peerName is who the kernel says is at the other end.
-func peerName(c net.Conn) string {
-	u, ok := c.(*net.UnixConn)
-	if !ok {
-		return ""
-	}
-	raw, err := u.SyscallConn()
-	if err != nil {
-		return ""
-	}
-	var cred *unix.Ucred
-	if raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }) != nil || err != nil {
-		return ""
-	}
-	return fmt.Sprintf("uid:%d", cred.Uid)
+	return a.writeJSON(w, rep)
 }

@@ -149,7 +149,7 @@ func Search(r *book.Reader, q Query, fn func(*Match) error) error {
 	}
 	var ring []Match // with a limit
 	n := 0
-	err = r.Each(0, r.Size(), q.Reveal, func(e *book.Entry) error {
+	err = f.each(r, func(e *book.Entry) error {
 		ok, err := f.match(e)
 		if err != nil || !ok {
 			return err
@@ -187,7 +187,7 @@ func NewMatch(e *book.Entry) *Match {
 	return m
 }
 
-// Count is how many records share a value.
+// Count is how many exchanges, or records, share a value.
 type Count struct {
 	Value string `json:"value"`
 	Count int64  `json:"count"`
@@ -196,9 +196,21 @@ type Count struct {
 // maxGroups bounds the memory of a count.
 const maxGroups = 100_000
 
-// CountBy counts what matches by the value of a field (or any expression),
-// most first.
-func CountBy(r *book.Reader, field string, q Query) ([]Count, error) {
+// foldName is the event of a record that stands for event.count exchanges.
+const foldName = "fold"
+
+// weight is how many exchanges a record stands for.
+func weight(r *record.Record) int64 {
+	if r.Event.Name == foldName {
+		return r.Event.Count
+	}
+	return 1
+}
+
+// CountBy counts the exchanges that match by the value of a field (or any
+// expression), most first. A folded record counts as often as it says; with
+// records set, each record counts once.
+func CountBy(r *book.Reader, field string, q Query, records bool) ([]Count, error) {
 	f, err := compile(q)
 	if err != nil {
 		return nil, err
@@ -208,7 +220,7 @@ func CountBy(r *book.Reader, field string, q Query) ([]Count, error) {
 		return nil, err
 	}
 	counts := map[string]int64{}
-	err = r.Each(0, r.Size(), q.Reveal, func(e *book.Entry) error {
+	err = f.each(r, func(e *book.Entry) error {
 		ok, err := f.match(e)
 		if err != nil || !ok {
 			return err
@@ -221,7 +233,11 @@ func CountBy(r *book.Reader, field string, q Query) ([]Count, error) {
 		if _, have := counts[key]; !have && len(counts) == maxGroups {
 			return &Error{fmt.Sprintf("more than %d different values; count by something coarser", maxGroups)}
 		}
-		counts[key]++
+		if records {
+			counts[key]++
+		} else {
+			counts[key] += weight(e.Record)
+		}
 		return nil
 	})
 	if err != nil {

@@ -201,13 +201,13 @@ func TestCountBy(t *testing.T) {
 		{"kind", Query{Expr: `kind == "alert"`}, []Count{}},
 		{"route", Query{Since: begin.Add(22 * time.Minute), Until: begin.Add(time.Hour)}, []Count{{"a", 2}}},
 	} {
-		got, err := CountBy(rd, c.by, c.q)
+		got, err := CountBy(rd, c.by, c.q, false)
 		if err != nil || !reflect.DeepEqual(got, c.want) {
 			t.Errorf("by %s of %+v: %v, %v; want %v", c.by, c.q, got, err, c.want)
 		}
 	}
 	for _, by := range []string{"", "personal.sub", "nothing", "len(method)"} {
-		if got, err := CountBy(rd, by, requests); !IsUsage(err) {
+		if got, err := CountBy(rd, by, requests, false); !IsUsage(err) {
 			t.Errorf("by %q: %v, %v", by, got, err)
 		}
 	}
