@@ -1,0 +1,87 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+)
+
+// budget is one promise about speed or size.
+type budget struct {
+	what   string
+	how    string
+	limit  float64
+	least  bool // limit is a lower bound
+	verb   string
+	unit   string
+	actual span
+}
+
+const (
+	atMost  = false
+	atLeast = true
+)
+
+const (
+	microPkg = "bench/micro"
+	gatePkg  = "internal/gate"
+)
+
+// enough records that a folder's fixed size does not matter.
+const enough = 50_000
+
+// list is every budget that this benchmark can judge.
+func (r *results) list() []budget {
+	book := func(name, unit string) span { return r.value(microPkg, name, unit) }
+	perRecord := span{}
+	for _, s := range r.stored {
+		if s.Level == "W4c" && s.Records >= enough {
+			v := float64(s.Bytes) / float64(s.Records)
+			perRecord = span{v, v, v, 1}
+		}
+	}
+	allocs := book("Book/written/1", "allocs/op").plus(r.value(gatePkg, "Serve", "allocs/op"))
+	return []budget{
+		{"requests/s at W4c against gonet at W4c", "paired by round", 0.7, atLeast, "%.2f", "x", r.pairs("gatebook", "gonet", "W4c", "W4c", false, rps, ratio)},
+		{"audit CPU for a request", "the book alone, written, 32 under way, until all is sealed", 15, atMost, "%.1f", "us", book("Book/written/32", "cpu-us/op")},
+		{"open mark + commit, written, p50", "one at a time", 60, atMost, "%.1f", "us", book("Book/written/1", "p50-us")},
+		{"added latency at W1, p99", "p99 minus p99 without a proxy, by round", 500, atMost, "%.0f", "us", r.pairs("gatebook", direct, "W1", "W1", true, p99, minus)},
+		{"added latency at W4c, p99", "p99 minus p99 without a proxy, by round", 500, atMost, "%.0f", "us", r.pairs("gatebook", direct, "W4c", "W4c", true, p99, minus)},
+		{"allocations on the allow path, book excluded", "gate benchmark Serve", 15, atMost, "%.0f", "", r.value(gatePkg, "Serve", "allocs/op")},
+		{"allocations on the allow path, book included", "Serve and the book's open mark and commit", 15, atMost, "%.0f", "", allocs},
+		{"stored bytes per record, 200 subjects", "whole folder after the W4c runs", 70, atMost, "%.1f", "B", perRecord},
+		{"seal", "with read-back, manifest and checkpoint", 150e3, atLeast, "%.0f", "records/s", book("Seal", "records/s")},
+		{"verify", "everything opened and hashed again", 200e3, atLeast, "%.0f", "records/s", book("Verify", "records/s")},
+		{"search scan", "status >= 500, opening the book included", 1e6, atLeast, "%.0f", "records/s", book("Search", "records/s")},
+	}
+}
+
+// plus adds two figures that were measured apart.
+func (s span) plus(o span) span {
+	if s.n == 0 || o.n == 0 {
+		return span{}
+	}
+	return span{s.min + o.min, s.mid + o.mid, s.max + o.max, min(s.n, o.n)}
+}
+
+func (b *budget) verdict() string {
+	switch {
+	case b.actual.n == 0:
+		return "not measured"
+	case b.least && b.actual.mid >= b.limit, !b.least && b.actual.mid <= b.limit:
+		return "met"
+	}
+	return "**missed**"
+}
+
+func (r *results) budgets() string {
+	var b strings.Builder
+	b.WriteString("| budget | wanted | measured | |\n|---|---|---|---|\n")
+	for _, x := range r.list() {
+		sign := "<="
+		if x.least {
+			sign = ">="
+		}
+		fmt.Fprintf(&b, "| %s (%s) | %s %s | %s | %s |\n", x.what, x.how, sign, strings.TrimSpace(fmt.Sprintf("%g %s", x.limit, x.unit)), x.actual.format(x.verb), x.verdict())
+	}
+	return b.String()
+}
