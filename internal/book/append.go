@@ -28,10 +28,13 @@ func (b *Book) Recorder(rules *redact.Rules, snap string) *Recorder {
 }
 
 // Open commits the mark that an exchange is about to be forwarded, at the
-// level asked for, before its upstream is called. It redacts r in place.
+// level asked for, before its upstream is called. After an error the reference
+// is zero. It redacts r in place.
 func (rec *Recorder) Open(ctx context.Context, r *record.Record, l record.Level) (record.Ref, error) {
-	err := rec.append(ctx, ledger.ItemOpen, false, r, l)
-	return r.ID, err
+	if err := rec.append(ctx, ledger.ItemOpen, false, r, l); err != nil {
+		return record.Ref{}, err
+	}
+	return r.ID, nil
 }
 
 // Commit keeps the record of an exchange and closes its open mark. It does not
@@ -44,7 +47,7 @@ func (rec *Recorder) Commit(ctx context.Context, ref record.Ref, r *record.Recor
 			return err
 		}
 	}
-	return rec.append(ctx, ledger.ItemRecord, true, r, l)
+	return rec.append(ctx, ledger.ItemRecord, ref != record.Ref{}, r, l)
 }
 
 // buffer holds one encoded record.
@@ -54,24 +57,41 @@ type buffer struct {
 	key             keys.Key
 }
 
-// append is the record's way.
-func (rec *Recorder) append(ctx context.Context, kind ledger.ItemKind, closes bool, r *record.Record, l record.Level) error {
+// append is the record's way. marked: its exchange has an open mark.
+func (rec *Recorder) append(ctx context.Context, kind ledger.ItemKind, marked bool, r *record.Record, l record.Level) error {
 	b := rec.book
 	if kind == ledger.ItemOpen {
 		r.Outcome = record.Unknown
 	}
-	buf, err := b.encode(kind, closes, r, rec.redact(r))
+	buf, err := b.encode(kind, kind == ledger.ItemRecord, r, rec.redact(r))
 	if err != nil {
-		return rec.lost(kind, r.Time, err)
+		return rec.lost(kind, r.ID, marked, r.Time, err)
 	}
+	buf.item.Reserve = reserve(r.Kind, marked)
 	if l == record.Queued {
-		return rec.queued(buf)
+		return rec.queued(buf, marked)
 	}
 	if _, err := b.ledger.Append(ctx, &buf.item, level(l)); err != nil {
-		return rec.lost(kind, r.Time, err) // buf is not reused: the ledger may still read it
+		return rec.lost(kind, r.ID, marked, r.Time, err) // buf is not reused: the ledger may still read it
+	}
+	if kind == ledger.ItemRecord {
+		b.blind.settled(r.ID)
 	}
 	b.appended(buf)
 	return nil
+}
+
+// reserve says what a record may use when the disk is nearly full: one that
+// ends an exchange under way uses what is prepared, and what leads to more space
+// uses the ballast.
+func reserve(k record.Kind, marked bool) ledger.Reserve {
+	switch {
+	case k == record.KindRetention, k == record.KindErasure, k == record.KindGap:
+		return ledger.UseBallast
+	case marked:
+		return ledger.UsePrepared
+	}
+	return ledger.UseNothing
 }
 
 // redact makes r what may be kept and returns whose it is.
@@ -211,81 +231,22 @@ func reasonOf(err error) string {
 	return "book_unavailable"
 }
 
-// gap counts exchanges that could not be recorded.
-type gap struct {
-	count       int64
-	first, last int64 // microseconds since the Unix epoch
-	inexact     bool  // one of them may have been kept after all
-	cause       string
-}
-
-// lost says why something was not kept, and counts the exchange if it was its
-// record. An open mark does not count: the record of its exchange is still to
-// come, and is counted if that is lost too. Nor do the book's own records,
-// which stand for no exchange.
-func (rec *Recorder) lost(kind ledger.ItemKind, when int64, err error) error {
-	e := &Error{reasonOf(err), err}
-	b := rec.book
-	if kind != ledger.ItemRecord || rec.rules == b.own {
-		return e
-	}
-	b.gapMu.Lock()
-	defer b.gapMu.Unlock()
-	if b.gap.count == 0 {
-		b.gap.first = when
-	}
-	b.gap.count++
-	b.gap.first = min(b.gap.first, when)
-	b.gap.last = max(b.gap.last, when)
-	b.gap.inexact = b.gap.inexact || errors.Is(err, ledger.ErrSlow) || errors.Is(err, errFoldFile)
-	b.gap.cause = e.reason
-	return e
-}
-
-// flushGap records what was lost once the book takes records again.
-func (b *Book) flushGap(ctx context.Context) error {
-	b.gapMu.Lock()
-	g := b.gap
-	b.gapMu.Unlock()
-	if g.count == 0 || b.ledger.Err() != nil {
-		return nil
-	}
-	err := b.Note(ctx, &record.Record{
-		Kind: record.KindGap, Outcome: record.Failure,
-		Error: record.Error{Origin: "book", Reason: g.cause},
-		Event: record.Event{Name: "gap", Count: g.count, Exact: !g.inexact, First: g.first, Last: g.last, Cause: g.cause},
-	})
-	b.gapMu.Lock()
-	defer b.gapMu.Unlock()
-	if errors.Is(err, ledger.ErrSlow) {
-		b.gap.inexact = true // this gap may have been recorded after all
-	}
-	if err != nil {
-		return err
-	}
-	rest := b.gap
-	rest.count -= g.count
-	b.gap = gap{}
-	if rest.count > 0 { // lost meanwhile
-		rest.first = g.last
-		b.gap = rest
-	}
-	return nil
-}
-
 // queued hands a record over without waiting for the kernel. A record that is
 // lost after all is counted.
-func (rec *Recorder) queued(buf *buffer) error {
-	kind, when := buf.item.Kind, buf.item.Time
+func (rec *Recorder) queued(buf *buffer, marked bool) error {
+	kind, id, when := buf.item.Kind, record.ID(buf.item.Mark), buf.item.Time
 	err := rec.book.ledger.Queue(&buf.item, func(err error) {
 		if err != nil {
-			rec.lost(kind, when, err)
+			rec.lost(kind, id, marked, when, err)
 			return
+		}
+		if kind == ledger.ItemRecord {
+			rec.book.blind.settled(id)
 		}
 		rec.book.appended(buf)
 	})
 	if err != nil {
-		return rec.lost(kind, when, err)
+		return rec.lost(kind, id, marked, when, err)
 	}
 	return nil
 }
@@ -303,10 +264,13 @@ func (b *Book) beat(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-project.C:
+			if err := b.watchClock(ctx, clock); err != nil {
+				b.cfg.Logger.Error("a step of the clock could not be recorded", "err", err)
+			}
 			if err := b.ring.Project(b.ring.Pending()); err != nil {
 				b.cfg.Logger.Error("subjects could not be made durable in the key store; the WAL keeps them", "err", err)
 			}
-			if err := b.flushGap(ctx); err != nil {
+			if err := b.settle(ctx); err != nil {
 				b.cfg.Logger.Error("the gap could not be recorded yet", "err", err)
 			}
 		case <-tick.C:
@@ -317,15 +281,41 @@ func (b *Book) beat(ctx context.Context) error {
 	}
 }
 
-func (b *Book) heartbeat(ctx context.Context, c *clock) error {
+// farStep is how far a step of the clock makes the book not ready.
+const farStep = 5 * time.Second
+
+// watchClock records a step of the clock. A far one shows in readiness until
+// the second heartbeat after it.
+func (b *Book) watchClock(ctx context.Context, c *clock) error {
 	now := b.cfg.Now()
-	step := c.step(now)
-	if step != 0 {
-		if err := b.Note(ctx, &record.Record{Kind: record.KindClock, Outcome: record.Success,
-			Event: record.Event{Name: "clock_step", Count: step.Microseconds(), MonoUS: c.mono(now), Clock: syncState()}}); err != nil {
-			return err
-		}
+	return b.noteStep(ctx, c, c.step(now), now)
+}
+
+// noteStep is watchClock when the clock was stepped so far since the last time.
+func (b *Book) noteStep(ctx context.Context, c *clock, step time.Duration, now time.Time) error {
+	if step > farStep || step < -farStep {
+		b.stepped.Store(int64(step))
+		c.beats = 0
+	}
+	c.owed += step
+	if c.owed == 0 {
+		return nil
+	}
+	err := b.Note(ctx, &record.Record{Kind: record.KindClock, Outcome: record.Success,
+		Event: record.Event{Name: "clock_step", Count: c.owed.Microseconds(), MonoUS: c.mono(now), Clock: syncState()}})
+	if err == nil {
+		c.owed = 0
+	}
+	return err
+}
+
+func (b *Book) heartbeat(ctx context.Context, c *clock) error {
+	if err := b.watchClock(ctx, c); err != nil {
+		return err
+	}
+	if c.beats++; c.beats > 1 {
+		b.stepped.Store(0)
 	}
 	return b.Note(ctx, &record.Record{Kind: record.KindHeartbeat, Outcome: record.Success,
-		Event: record.Event{Name: "heartbeat", Count: b.records.Swap(0), MonoUS: c.mono(now), Clock: syncState()}})
+		Event: record.Event{Name: "heartbeat", Count: b.records.Swap(0), MonoUS: c.mono(b.cfg.Now()), Clock: syncState()}})
 }

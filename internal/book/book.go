@@ -44,6 +44,8 @@ type Config struct {
 	SyncWithin    time.Duration // 15 ms
 	CommitTimeout time.Duration // 1 s
 	Heartbeat     time.Duration // 1 min
+	KeyLease      time.Duration // 10 min; how long the book goes on without new keys
+	Ballast       int64         // 64 MiB; negative: none. Bytes that are given up when the disk is full
 
 	// Exchanges of strangers with address prefix, reason and kind in common
 	// are written one by one up to FoldAbove a second and counted above that;
@@ -70,6 +72,7 @@ func (c *Config) setDefaults() error {
 	c.Heartbeat = cmp.Or(c.Heartbeat, time.Minute)
 	c.SyncWithin = cmp.Or(c.SyncWithin, 15*time.Millisecond)
 	c.CommitTimeout = cmp.Or(c.CommitTimeout, time.Second)
+	c.Ballast = cmp.Or(c.Ballast, 64<<20)
 	c.FoldAbove = cmp.Or(c.FoldAbove, 10)
 	c.FoldWindow = cmp.Or(c.FoldWindow, 10*time.Second)
 	c.FoldSlots = cmp.Or(c.FoldSlots, 4096)
@@ -166,6 +169,7 @@ func (c *Config) ledgerOptions(p *place, ring *keys.Ring) (ledger.Options, strin
 	opt := ledger.Options{
 		FS: p.files, Origin: origin, Signer: signer, Keys: ringKeys{ring}, Codec: codec{}, Logger: c.Logger,
 		SegmentMaxAge: c.SegmentMaxAge, SyncWithin: c.SyncWithin, Timeout: c.CommitTimeout, Now: c.Now, CompactMark: compactMark,
+		Ballast: max(c.Ballast, 0), KeyLease: c.KeyLease,
 	}
 	if p.tune != nil {
 		p.tune(&opt)
@@ -188,7 +192,11 @@ func (k ringKeys) NewFileKey(use ledger.Use) ([16]byte, [32]byte, error) {
 	return id, key, err
 }
 func (k ringKeys) FileKey(use ledger.Use, id [16]byte) ([32]byte, error) {
-	return k.ring.Key(kindOf(use), id)
+	key, err := k.ring.Key(kindOf(use), id)
+	if errors.Is(err, keys.ErrKeyUnknown) || errors.Is(err, keys.ErrKeyDestroyed) {
+		err = fmt.Errorf("%w: %w", ledger.ErrNoKey, err)
+	}
+	return key, err
 }
 func (k ringKeys) DropFileKey(use ledger.Use, id [16]byte) error {
 	if err := k.ring.Destroy(kindOf(use), id); !errors.Is(err, keys.ErrKeyUnknown) {
@@ -239,10 +247,11 @@ type Book struct {
 	folds  *folds
 	begun  time.Time
 
-	records atomic.Int64 // since the last heartbeat
-	gapMu   sync.Mutex
-	gap     gap // under gapMu
-	buffers sync.Pool
+	blind    *blind
+	blindKey keys.Key
+	records  atomic.Int64 // since the last heartbeat
+	stepped  atomic.Int64 // by how many ns the clock was stepped since the last heartbeat, if it was far
+	buffers  sync.Pool
 }
 
 // Open opens a book for writing: recovery first, then an `interrupted` record
@@ -311,6 +320,9 @@ func open(ctx context.Context, c Config, p *place) (_ *Book, err error) {
 	if err != nil {
 		return nil, keyless(err)
 	}
+	if b.blindKey, err = b.ring.StateKey("blind"); err != nil {
+		return nil, keyless(err)
+	}
 	b.folds, b.boot = newFolds(&c, foldKey), thisBoot()
 	if p.boot != nil {
 		b.boot = p.boot()
@@ -325,6 +337,9 @@ func open(ctx context.Context, c Config, p *place) (_ *Book, err error) {
 	}
 	b.ledger = l
 	if err := b.recover(ctx, rec); err != nil {
+		if b.blind != nil {
+			err = errors.Join(err, b.blind.f.Close())
+		}
 		return nil, errors.Join(fmt.Errorf("recording the restart: %w", err), l.Close(ctx))
 	}
 	return b, nil
@@ -336,7 +351,7 @@ func (b *Book) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
-	for _, loop := range []func(context.Context) error{b.ledger.Run, b.beat, b.foldLoop} {
+	for _, loop := range []func(context.Context) error{b.ledger.Run, b.beat, b.foldLoop, b.blindLoop} {
 		wg.Go(func() {
 			if err := loop(ctx); err != nil {
 				cancel(err)
@@ -355,11 +370,11 @@ func (b *Book) Run(ctx context.Context) error {
 func (b *Book) Close(ctx context.Context) error {
 	var errs []error
 	if b.ledger.Err() == nil {
-		errs = append(errs, b.flushGap(ctx))
+		errs = append(errs, b.settle(ctx))
 		errs = append(errs, b.Note(ctx, &record.Record{Kind: record.KindStop, Outcome: record.Success, Event: record.Event{Name: "stop"}}))
 		errs = append(errs, b.ring.Project(b.ring.Pending()))
 	}
-	errs = append(errs, b.ledger.Close(ctx), b.state.Close())
+	errs = append(errs, b.ledger.Close(ctx), b.blind.close(), b.state.Close())
 	return errors.Join(errs...)
 }
 
@@ -408,9 +423,8 @@ func (b *Book) Status() Status {
 		s.Failed = err.Error()
 	}
 	s.Floods, s.Folded = b.folds.floods.Load(), b.folds.folded.Load()
-	b.gapMu.Lock()
-	s.Lost = b.gap.count
-	b.gapMu.Unlock()
+	t, orphans, _ := b.blind.pending()
+	s.Lost = t.count + int64(orphans)
 	return s
 }
 

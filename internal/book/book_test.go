@@ -101,14 +101,14 @@ func TestGap(t *testing.T) {
 			if err := b.heartbeat(context.Background(), newClock(b.cfg.Now())); err == nil {
 				t.Error("a heartbeat on a full disk")
 			}
-			if err := b.flushGap(context.Background()); err == nil {
+			if err := b.settle(context.Background()); err == nil {
 				t.Error("a gap record on a full disk")
 			}
 			r.files.SetFault(nil)
-			if err := b.flushGap(context.Background()); err != nil {
+			if err := b.settle(context.Background()); err != nil {
 				t.Fatal(err)
 			}
-			if err := b.flushGap(context.Background()); err != nil { // nothing left to say
+			if err := b.settle(context.Background()); err != nil { // nothing left to say
 				t.Fatal(err)
 			}
 			if err := stop(); err != nil {

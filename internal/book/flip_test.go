@@ -363,6 +363,7 @@ func (m still) Remove(string) error               { return errStill }
 func (m still) MkdirAll(string) error             { return errStill }
 func (m still) SyncDir(string) error              { return errStill }
 func (m still) Lock(string) (io.Closer, error)    { return nil, errStill }
+func (m still) Space() (int64, int64, error)      { return 0, 0, errStill }
 
 func (m still) Open(name string) (store.File, error) {
 	b, ok := m[name]
@@ -392,5 +393,7 @@ type stillFile struct{ *bytes.Reader }
 func (stillFile) WriteAt([]byte, int64) (int, error) { return 0, errStill }
 func (stillFile) Sync() error                        { return errStill }
 func (stillFile) Truncate(int64) error               { return errStill }
+func (stillFile) Allocate(int64) error               { return errStill }
+func (stillFile) Allocated() (int64, error)          { return 0, errStill }
 func (stillFile) Close() error                       { return nil }
 func (f stillFile) Size() (int64, error)             { return f.Reader.Size(), nil }

@@ -217,6 +217,9 @@ func (f *folds) over(k foldKey, now time.Time) (*foldSlot, foldKey) {
 		s.meter = max(s.meter, at) + f.gap
 		return nil, k
 	}
+	// Who is above the rate stays so until a gap passes: in a flood nothing but
+	// the sample is written.
+	s.meter = at + f.burst + f.gap
 	return s, k
 }
 
@@ -288,12 +291,12 @@ func (rec *Recorder) fold(ctx context.Context, r *record.Record, l record.Level)
 		switch {
 		case err != nil:
 			f.fail()
-			return true, rec.lost(ledger.ItemRecord, r.Time, fmt.Errorf("%w: %w", errFoldFile, err))
+			return true, rec.lost(ledger.ItemRecord, r.ID, false, r.Time, fmt.Errorf("%w: %w", errFoldFile, err))
 		case step == foldCounted:
 			f.folded.Add(1)
 			if l == record.Durable {
 				if err := f.file.wait(ctx, round, b.cfg.CommitTimeout); err != nil {
-					return true, rec.lost(ledger.ItemRecord, r.Time, fmt.Errorf("%w: %w", errFoldFile, err))
+					return true, rec.lost(ledger.ItemRecord, r.ID, false, r.Time, fmt.Errorf("%w: %w", errFoldFile, err))
 				}
 			}
 			return true, nil
@@ -302,7 +305,7 @@ func (rec *Recorder) fold(ctx context.Context, r *record.Record, l record.Level)
 		}
 		begun, err := rec.markFold(ctx, s, k, r, l, now)
 		if err != nil {
-			return true, rec.lost(ledger.ItemRecord, r.Time, err)
+			return true, rec.lost(ledger.ItemRecord, r.ID, false, r.Time, err)
 		}
 		if begun {
 			f.folded.Add(1)

@@ -182,7 +182,7 @@ func (b *Book) keepFold(ctx context.Context, m *ledger.OpenMark, c foldCount, ex
 	}
 	index, err := b.ledger.Append(ctx, &ledger.Item{
 		Kind: ledger.ItemRecord, Mark: m.ID, Closes: true, Time: m.Time, Subject: subject, SubjectKey: (*[32]byte)(&key),
-		Frame: record.AppendFrame(nil, &r), Personal: record.AppendPersonal(nil, &r), Sure: true,
+		Frame: record.AppendFrame(nil, &r), Personal: record.AppendPersonal(nil, &r), Sure: true, Reserve: ledger.UsePrepared,
 	}, ledger.Written)
 	if err == nil {
 		b.records.Add(1)

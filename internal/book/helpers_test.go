@@ -43,7 +43,7 @@ func newRoom(t testing.TB, tune func(*ledger.Options)) *room {
 
 // testConfig is complete but for its folders, which a room does not have.
 func testConfig() Config {
-	c := Config{Dir: "none", KeyDir: "none", Prefix: "log.example", Node: "n1"}
+	c := Config{Dir: "none", KeyDir: "none", Prefix: "log.example", Node: "n1", Ballast: -1}
 	if err := c.setDefaults(); err != nil {
 		panic(err)
 	}

@@ -212,6 +212,8 @@ func (l *layout) file(name string, b []byte) []region {
 	switch {
 	case name == foldName:
 		any.harmless = "counts that no record has yet; each copy has a tag of its own, which recovery checks"
+	case name == blindName:
+		any.harmless = "counts that no gap record has yet; each slot has a tag, which recovery checks"
 	case strings.HasPrefix(name, "wal/"):
 		return l.wal(name, b)
 	case strings.HasPrefix(name, "segments/"):

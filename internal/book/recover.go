@@ -14,13 +14,19 @@ import (
 // recover records what the last stop left behind. Every step may be repeated
 // after another crash: an interrupted or folded record closes its mark.
 func (b *Book) recover(ctx context.Context, rec *ledger.Recovered) error {
-	var folds []*ledger.OpenMark
+	var folds, exchanges []*ledger.OpenMark
 	for i := range rec.Marks {
 		if isFold(&rec.Marks[i]) {
 			folds = append(folds, &rec.Marks[i])
-			continue
+		} else {
+			exchanges = append(exchanges, &rec.Marks[i])
 		}
-		if err := b.interrupted(ctx, &rec.Marks[i]); err != nil {
+	}
+	if err := b.recoverBlind(len(exchanges)); err != nil {
+		return err
+	}
+	for _, m := range exchanges {
+		if err := b.interrupted(ctx, m); err != nil {
 			return err
 		}
 	}
@@ -29,10 +35,13 @@ func (b *Book) recover(ctx context.Context, rec *ledger.Recovered) error {
 	}
 	if !rec.Clean && rec.Size > 0 {
 		err := b.Note(ctx, &record.Record{Kind: record.KindUncleanStop, Outcome: record.Failure,
-			Event: record.Event{Name: "unclean_stop", Count: int64(len(rec.Marks) - len(folds)), Exact: true, Cause: tornCause(rec.Cut)}})
+			Event: record.Event{Name: "unclean_stop", Count: int64(len(exchanges)), Exact: true, Cause: tornCause(rec.Cut)}})
 		if err != nil {
 			return err
 		}
+	}
+	if err := b.flushGap(ctx); err != nil {
+		return err
 	}
 	err := b.Note(ctx, &record.Record{Kind: record.KindStart, Outcome: record.Success,
 		Event: record.Event{Name: "start", Target: Version(), Clock: syncState()}})
@@ -62,8 +71,8 @@ func (b *Book) interrupted(ctx context.Context, m *ledger.OpenMark) error {
 		return err
 	}
 	it := ledger.Item{
-		Kind: ledger.ItemRecord, Mark: m.ID, Closes: true, Time: m.Time, Subject: m.Subject, SubjectKey: &key,
-		Frame: record.AppendFrame(nil, &r), Personal: record.AppendPersonal(nil, &r),
+		Kind: ledger.ItemRecord, Mark: m.ID, Closes: true, OnlyOpen: true, Time: m.Time, Subject: m.Subject, SubjectKey: &key,
+		Frame: record.AppendFrame(nil, &r), Personal: record.AppendPersonal(nil, &r), Sure: true, Reserve: ledger.UseBallast,
 	}
 	_, err = b.ledger.Append(ctx, &it, ledger.Written)
 	return err
@@ -92,6 +101,8 @@ func compactMark(frame, personal []byte) (f, p []byte) {
 type clock struct {
 	start time.Time
 	last  time.Time
+	beats int           // heartbeats since the last far step
+	owed  time.Duration // steps without a record
 }
 
 func newClock(now time.Time) *clock { return &clock{start: now, last: now} }

@@ -97,7 +97,7 @@ func (s *specimen) manipulations() []manipulation {
 		out = append(out, m)
 	}
 	for _, name := range mans {
-		out = append(out, manipulation{what: name + " is gone", files: s.with(name, nil), codes: orHarmless})
+		out = append(out, manipulation{what: name + " is gone", files: s.with(name, nil), codes: either})
 	}
 	m := manipulation{what: "two segments change places", files: two(segs[0], segs[1]), codes: damaged, kind: ledger.Reordered}
 	m.first, m.last = rangeOf(segs[0])
@@ -182,6 +182,58 @@ func TestManipulations(t *testing.T) {
 	})
 }
 
+// TestMissingFileKeys takes the key of a segment, and of the WAL, out of the key
+// store, which then works and does not know it: no record accounts for that, so
+// it is edited, over just the records that it opened. A key store that cannot
+// be unwrapped is another thing.
+func TestMissingFileKeys(t *testing.T) {
+	s := newSpecimen(t)
+	take := func(kind keys.Kind, id []byte) *keys.MemStore {
+		state := s.rows.Snapshot()
+		ring, err := keys.Open(t.Context(), state, s.root)
+		s.must(err)
+		s.must(ring.Destroy(kind, keys.ID(id)))
+		return state
+	}
+	seg, wal := s.names("segments/")[0], s.names("wal/")[0]
+	for name, state := range map[string]*keys.MemStore{
+		seg: take(keys.KindSegment, s.files[seg][26:42]),
+		wal: take(keys.KindWAL, s.files[wal][30:46]),
+	} {
+		rep := s.verifyWith(state, s.files, nil, nil)
+		if code := rep.ExitCode(); code != ledger.ExitDamaged {
+			t.Errorf("%s without its key: exit code %d: %v, %+v", name, code, rep.Findings, rep)
+		}
+		if len(rep.Findings) == 0 || rep.Findings[0].Kind != ledger.Edited || rep.Findings[0].File != name {
+			t.Errorf("%s without its key: %v", name, rep.Findings)
+		}
+		if problem := s.judgeServe(s.files, state.Snapshot()); problem != "" && name == wal {
+			t.Errorf("%s without its key: serving it: %s", name, problem)
+		}
+	}
+}
+
+// TestForeignKeyInFolder: serve compares log.vkey with the log.
+func TestForeignKeyInFolder(t *testing.T) {
+	s := newSpecimen(t)
+	other := newRoom(t, nil)
+	for what, b := range map[string][]byte{"another log's": []byte(other.vkey + "\n"), "no": nil} {
+		files := s.with("log.vkey", b)
+		mem := store.NewMem(nil)
+		for name, b := range files {
+			f, err := mem.Create(name)
+			s.must(err)
+			_, err = f.WriteAt(b, 0)
+			s.must(err)
+		}
+		_, err := open(t.Context(), s.cfg, &place{files: mem, state: s.rows.Snapshot(), wrapper: s.root, tune: small(256)})
+		var d *ledger.Damage
+		if !errors.As(err, &d) || d.File != "log.vkey" {
+			t.Errorf("with %s verifier key in the folder it says %v", what, err)
+		}
+	}
+}
+
 func (s *specimen) judgeManipulation(m *manipulation) string {
 	var n int
 	rep := s.verifyWith(s.rows, m.files, m.saved, func(uint64, []byte) error { n++; return nil })
@@ -249,7 +301,6 @@ func (s *specimen) judgeServe(files map[string][]byte, state *keys.MemStore) str
 // judgeAfter verifies what serving left behind.
 func (s *specimen) judgeAfter(files map[string][]byte, state *keys.MemStore) string {
 	n, same := 0, true
-	files["log.vkey"] = s.files["log.vkey"] // serving does not look at it
 	rd := s.verifyWith(state, files, s.check, func(_ uint64, frame []byte) error {
 		same = same && (n >= s.settled() || s.content[n] == digestOf(frame))
 		n++

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -45,7 +46,14 @@ type Item struct {
 	// whatever the time-out and the context say: at the level Written it never
 	// returns ErrSlow.
 	Sure bool
+	// OnlyOpen appends the record only if the mark that it closes is open, and
+	// gives ErrNotOpen otherwise.
+	OnlyOpen bool
+	Reserve  Reserve // what it may use when the disk is nearly full
 }
+
+// ErrNotOpen means that there is no open mark of that name.
+var ErrNotOpen = errors.New("there is no such open mark")
 
 // ErrSlow means that the time-out or the context ended while the item was being
 // written. It may or may not have been kept.
@@ -87,6 +95,14 @@ func (l *Ledger) Append(ctx context.Context, it *Item, level Level) (uint64, err
 	if len(it.Frame) > maxPart || len(it.Personal) > maxPart || len(it.Births[0])+len(it.Births[1]) > maxPart {
 		return 0, fmt.Errorf("item of %d+%d bytes: neither part may exceed %d", len(it.Frame), len(it.Personal), maxPart)
 	}
+	if it.Reserve == UseNothing && l.space.full.Load() {
+		if err := l.Err(); err != nil {
+			return 0, err
+		}
+		if err := l.refusal(); err != nil {
+			return 0, err
+		}
+	}
 	p := l.pendings.Get().(*pending)
 	p.item, p.index, p.err, p.wal, p.wait = it, 0, nil, nil, it.Sure
 	if err := l.enqueue(ctx, p); err != nil {
@@ -97,6 +113,9 @@ func (l *Ledger) Append(ctx context.Context, it *Item, level Level) (uint64, err
 	l.pendings.Put(p)
 	if err == nil && level == Durable {
 		err = l.waitDurable(ctx, wal, seq)
+		if err != nil && !errors.Is(err, ErrSlow) {
+			err = fmt.Errorf("%w: %w", ErrUnsure, err)
+		}
 	}
 	return index, err
 }
@@ -224,6 +243,7 @@ type sequencer struct {
 	births      [][]byte      //
 	busy        bool          // it holds a record that is not housekeeping
 	carry       [][16]byte    // marks still to be rewritten into cur
+	reserve     Reserve       // the most that an item of the batch may use
 	times       map[int]int64 // position in opened -> time
 	pendingHint bool          // cur does not hold the codec's hint yet
 	hinted      bool          // the batch being built holds it
@@ -246,6 +266,9 @@ func (s *sequencer) write(l *Ledger, ps []*pending) {
 	for _, p := range ps {
 		if p.rotate || s.atBoundary(l) {
 			s.flush(l)
+			if p.item != nil {
+				s.reserve = p.item.Reserve
+			}
 			if err := s.rotate(l, p.rotate); err != nil {
 				p.err = err
 				continue
@@ -272,7 +295,7 @@ func (s *sequencer) begin() {
 	s.buf = append(s.buf[:0], make([]byte, batchHead)...)
 	s.batch, s.leaves = s.batch[:0], s.leaves[:0]
 	s.opened, s.closed, s.births = s.opened[:0], s.closed[:0], s.births[:0]
-	s.busy, s.hinted = false, false
+	s.busy, s.hinted, s.reserve = false, false, UseNothing
 	clear(s.times)
 }
 
@@ -295,6 +318,11 @@ func (s *sequencer) add(l *Ledger, p *pending) {
 		return
 	}
 	it := p.item
+	if it.OnlyOpen && !s.isOpen(l, it.Mark) {
+		p.err = ErrNotOpen
+		return
+	}
+	s.reserve = max(s.reserve, it.Reserve)
 	for _, b := range it.Births {
 		if b != nil {
 			s.buf = appendSubjectItem(s.buf, it.Subject, b)
@@ -321,6 +349,17 @@ func (s *sequencer) add(l *Ledger, p *pending) {
 		return
 	}
 	s.batch = append(s.batch, p)
+}
+
+// isOpen tells whether a mark is open, the batch being built included.
+func (s *sequencer) isOpen(l *Ledger, id [16]byte) bool {
+	if slices.Contains(s.closed, id) {
+		return false
+	}
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	_, open := l.marks[id]
+	return open || slices.Contains(s.opened, id)
 }
 
 func (s *sequencer) addMark(p *pending) {
@@ -367,9 +406,10 @@ func (s *sequencer) writeBatch(l *Ledger) error {
 	s.buf = b
 	if _, err := w.f.WriteAt(b, info.off); err != nil {
 		if err = diskError(err); errors.Is(err, ErrFull) {
+			l.noRoom(err)
 			return err
 		}
-		return l.fail(fmt.Errorf("writing %s: %w", w.name, err))
+		return fmt.Errorf("%w: %w", ErrUnsure, l.fail(fmt.Errorf("writing %s: %w", w.name, err)))
 	}
 	l.accept(s, info)
 	signal(l.dirty)
@@ -412,6 +452,11 @@ func signal(c chan struct{}) {
 func (l *Ledger) Queue(it *Item, done func(error)) error {
 	if err := l.Err(); err != nil {
 		return err
+	}
+	if it.Reserve == UseNothing && l.space.full.Load() {
+		if err := l.refusal(); err != nil {
+			return err
+		}
 	}
 	select {
 	case l.queued <- queuedItem{it, done}:

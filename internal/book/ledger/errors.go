@@ -45,10 +45,18 @@ type KeyError struct {
 func (e *KeyError) Error() string { return "no key for " + e.What + ": " + e.Err.Error() }
 func (e *KeyError) Unwrap() error { return e.Err }
 
+// ErrNoKey means that the key store works and does not hold the key, which no
+// record accounts for: somebody removed it.
+var ErrNoKey = errors.New("the key store does not hold this key")
+
 // ErrFull means that the system took no more: the disk is full or file
 // descriptors are short. It passes; nothing of the refused item was
 // kept and the ledger goes on when there is space.
 var ErrFull = errors.New("no room for more")
+
+// ErrUnsure means that the ledger failed while the item was being written: a
+// restart may find it.
+var ErrUnsure = errors.New("it is not known whether the record was kept")
 
 // ErrClosed means that the ledger was closed.
 var ErrClosed = errors.New("the ledger is closed")

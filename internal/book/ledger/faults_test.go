@@ -153,6 +153,9 @@ func TestMarksSurviveFullDisk(t *testing.T) {
 		t.Fatalf("on a full disk Append gives %v", err)
 	}
 	w.fs.SetFault(nil)
+	if err := w.l.Room(); err != nil {
+		t.Fatal(err)
+	}
 	w.add(Written, 3)
 	if err := w.l.sealComplete(ctx); err != nil {
 		t.Fatal(err)

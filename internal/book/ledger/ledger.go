@@ -91,6 +91,12 @@ type Options struct {
 	Hint []byte
 	// Now is the clock (time.Now).
 	Now func() time.Time
+	// Ballast is how many bytes are kept on the disk to be given up for items
+	// that may use them (none).
+	Ballast int64
+	// KeyLease is how long the ledger goes on when Keys makes no new ones
+	// (10 min).
+	KeyLease time.Duration
 	// Prealloc is the size of the pieces in which WAL files are zero-written
 	// ahead (1 MiB).
 	Prealloc int64
@@ -114,6 +120,7 @@ func (o *Options) setDefaults() error {
 	o.SyncWithin = cmpOr(o.SyncWithin, 15*time.Millisecond)
 	o.Timeout = cmpOr(o.Timeout, time.Second)
 	o.CheckpointEvery = cmpOr(o.CheckpointEvery, time.Second)
+	o.KeyLease = cmpOr(o.KeyLease, 10*time.Minute)
 	o.Prealloc = cmpOr(o.Prealloc, 1<<20)
 	if o.Now == nil {
 		o.Now = time.Now
@@ -195,6 +202,8 @@ type Ledger struct {
 	growMu     sync.Mutex // held while zeros are written ahead
 	next       *walFile   // under growMu; prepared successor, nil if none
 	nextSerial uint64     // under growMu
+
+	space space
 
 	checkMu sync.Mutex // one checkpoint at a time
 	signed  *frontier  // under checkMu

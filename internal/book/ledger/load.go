@@ -192,11 +192,30 @@ func (s *loaded) replayAll() error {
 				return s.judgeTail(w)
 			}
 		}
-		if next := s.wals[i+1].header.first; tail.junk || w.next() != next {
+		next := s.wals[i+1].header.first
+		if !tail.junk && w.next() < next && next <= s.manifestEnd() {
+			continue // a file between was sealed and removed; removing this one failed
+		}
+		if tail.junk || w.next() != next {
 			return &Damage{Kind: tailKind(tail), File: w.name, First: w.next(), Last: max(next, w.next()+1) - 1, Detail: "the file is damaged before its end although a later file followed it"}
 		}
 	}
 	return nil
+}
+
+// manifestEnd is up to where manifests follow one another from leaf 0.
+func (s *loaded) manifestEnd() uint64 {
+	ends := map[uint64]uint64{}
+	for _, b := range s.manifests {
+		if m, err := decodeManifest(b); err == nil {
+			ends[m.first] = m.first + m.count
+		}
+	}
+	end := uint64(0)
+	for ends[end] > end {
+		end = ends[end]
+	}
+	return end
 }
 
 // tornHeader tells whether a crash may have left the file so when it was just
@@ -356,8 +375,18 @@ func (s *loaded) dropSealedWALs() error {
 		switch {
 		case w.header.first < end:
 			s.leftover = append(s.leftover, w)
+			// What was open in it when it was sealed stands in a later file too; the
+			// rest was closed, maybe in a file that is sealed and gone.
+			for id, at := range s.marksAt {
+				if at.wal == w {
+					delete(s.marks, id)
+				}
+			}
 		case w.cipher.aead == nil:
 			_, err := s.keys.FileKey(UseWAL, w.header.keyID)
+			if errors.Is(err, ErrNoKey) {
+				return &Damage{Kind: Edited, File: w.name, First: w.header.first, Last: max(s.check.Size, w.header.first+1) - 1, Detail: err.Error()}
+			}
 			return &KeyError{What: w.name, Err: err}
 		default:
 			kept = append(kept, w)
@@ -380,9 +409,29 @@ func (s *loaded) checkChain() error {
 	if len(s.wals) == 0 || at < s.check.Size {
 		return &Damage{Kind: Truncated, File: "wal", First: at, Last: max(s.check.Size, at+1) - 1, Detail: fmt.Sprintf("the files hold %d leaves, the checkpoint covers %d", at, s.check.Size)}
 	}
+	if err := s.checkUnwritten(); err != nil {
+		return err
+	}
 	for _, seg := range s.segs {
 		if seg.leaf >= at {
 			return &Damage{Kind: Truncated, File: manifestName(seg.leaf), First: at, Last: seg.leaf, Detail: "the leaf of this manifest is missing"}
+		}
+	}
+	return nil
+}
+
+// checkUnwritten demands that a manifest which is only in the WAL is so because
+// of a stop in the middle of sealing: the WAL file that it seals is still there
+// then.
+func (s *loaded) checkUnwritten() error {
+	for _, leaf := range s.noFile {
+		m, err := decodeManifest(s.manifests[leaf])
+		if err != nil {
+			continue // said by chooseSegments
+		}
+		sealed := func(w *walFile) bool { return w.header.first == m.first }
+		if !slices.ContainsFunc(s.wals, sealed) && !slices.ContainsFunc(s.leftover, sealed) {
+			return &Damage{Kind: Missing, File: manifestName(leaf), First: leaf, Last: leaf, Detail: "the manifest's file is gone, though the WAL that it seals was removed after it was written"}
 		}
 	}
 	return nil

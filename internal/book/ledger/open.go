@@ -41,12 +41,33 @@ func Open(opt Options, vkey string) (*Ledger, *Recovered, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	if err := checkSelfKey(opt.FS, vkey); err != nil {
+		return nil, nil, errors.Join(err, lock.Close())
+	}
 	l, rec, err := open(opt, v)
 	if err != nil {
 		return nil, nil, errors.Join(err, lock.Close())
 	}
 	l.lock = lock
 	return l, rec, nil
+}
+
+// checkSelfKey demands that the folder names the key that signs it. Without a
+// ledger there is nothing to compare.
+func checkSelfKey(fsys store.FS, vkey string) error {
+	if _, err := store.ReadFile(fsys, "ledger", 4096); errors.Is(err, fs.ErrNotExist) {
+		return nil // said by load
+	}
+	self, err := SelfKey(fsys)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return &Damage{Kind: Missing, File: "log.vkey", Detail: err.Error()}
+	case err != nil:
+		return &Damage{Kind: damageOf(err), File: "log.vkey", Detail: err.Error()}
+	case self != vkey:
+		return &Damage{Kind: Edited, File: "log.vkey", Detail: "the folder holds another verifier key than the one that its log is signed with"}
+	}
+	return nil
 }
 
 type closer interface{ Close() error }
@@ -86,7 +107,7 @@ func open(opt Options, v note.Verifier) (*Ledger, *Recovered, error) {
 		rec.Marks = append(rec.Marks, *m)
 	}
 	slices.SortFunc(rec.Marks, func(a, b OpenMark) int { return int(a.Time - b.Time) })
-	if err := l.takeOver(s); err != nil {
+	if err := errors.Join(l.findBallast(), l.takeOver(s)); err != nil {
 		return nil, nil, errors.Join(err, l.state.closeAll())
 	}
 	return l, rec, nil
@@ -107,7 +128,8 @@ func (l *Ledger) takeOver(s *loaded) error {
 			serial = max(serial, n)
 		}
 	}
-	fresh, err := l.rewrite(old, serial+1)
+	var fresh *walFile
+	err := l.withBallast(func() (err error) { fresh, err = l.rewrite(old, serial+1); return err })
 	if err != nil {
 		return fmt.Errorf("moving %s to a fresh file: %w", old.name, err)
 	}
@@ -117,7 +139,8 @@ func (l *Ledger) takeOver(s *loaded) error {
 	l.seq.carry = l.marksOutside(fresh)
 	l.carrying.Store(len(l.seq.carry) > 0)
 	for _, leaf := range s.noFile {
-		if err := store.WriteFile(l.opt.FS, manifestName(leaf), s.manifests[leaf]); err != nil {
+		err := l.withBallast(func() error { return diskError(store.WriteFile(l.opt.FS, manifestName(leaf), s.manifests[leaf])) })
+		if err != nil {
 			return err
 		}
 	}
@@ -136,32 +159,43 @@ func (l *Ledger) rewrite(old *walFile, serial uint64) (*walFile, error) {
 		return nil, err
 	}
 	w.created = l.now()
-	at := batchInfo{off: old.hdrSize}
-	head := make([]byte, batchHead)
-	for at.off < old.end {
-		if err := store.ReadFull(old.f, head, at.off); err != nil {
-			return nil, err
+	if err := l.copyWAL(w, old); err != nil {
+		if errors.Is(err, ErrFull) {
+			err = errors.Join(err, l.removeWAL(w)) // it may be tried again
 		}
-		info := decodeBatchHead(head)
-		info.off = at.off
-		items, _, err := old.readBatch(info, nil, nil)
-		if err != nil {
-			return nil, err
-		}
-		if err := l.copyBatch(w, items); err != nil {
-			return nil, err
-		}
-		at.off = info.end()
-	}
-	if err := w.f.Sync(); err != nil {
 		return nil, err
 	}
-	w.synced = w.seq
 	if err := l.opt.FS.Rename(tmp, walName(serial)); err != nil {
 		return nil, err
 	}
 	w.name = walName(serial)
 	return w, l.opt.FS.SyncDir("wal")
+}
+
+// copyWAL copies the good batches of old to w and puts them on the disk.
+func (l *Ledger) copyWAL(w, old *walFile) error {
+	at := batchInfo{off: old.hdrSize}
+	head := make([]byte, batchHead)
+	for at.off < old.end {
+		if err := store.ReadFull(old.f, head, at.off); err != nil {
+			return err
+		}
+		info := decodeBatchHead(head)
+		info.off = at.off
+		items, _, err := old.readBatch(info, nil, nil)
+		if err != nil {
+			return err
+		}
+		if err := l.copyBatch(w, items); err != nil {
+			return err
+		}
+		at.off = info.end()
+	}
+	if err := w.f.Sync(); err != nil {
+		return diskError(err)
+	}
+	w.synced = w.seq
+	return nil
 }
 
 func (l *Ledger) copyBatch(w *walFile, items []byte) error {
@@ -241,13 +275,15 @@ func (l *Ledger) removeWAL(w *walFile) error {
 	if err := closeFile(w.f); err != nil {
 		return err
 	}
+	// The key goes first: nobody would find it again without the file, while a
+	// file without its key is known for what it is by its header.
+	if err := l.opt.Keys.DropFileKey(UseWAL, w.header.keyID); err != nil {
+		return err
+	}
 	if err := l.opt.FS.Remove(w.name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := l.opt.FS.SyncDir("wal"); err != nil {
-		return err
-	}
-	return l.opt.Keys.DropFileKey(UseWAL, w.header.keyID)
+	return l.opt.FS.SyncDir("wal")
 }
 
 // Close seals everything, signs the last checkpoint and marks the stop as a

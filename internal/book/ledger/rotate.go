@@ -106,13 +106,17 @@ func (s *sequencer) makeRoom(l *Ledger, end int64) error {
 	if need <= 0 {
 		return nil
 	}
-	if err := w.zeroAhead(need + l.opt.Prealloc); err != nil {
-		if err = diskError(err); errors.Is(err, ErrFull) {
-			return err
+	err := diskError(w.zeroAhead(need + l.opt.Prealloc))
+	if errors.Is(err, ErrFull) {
+		l.noRoom(err)
+		if s.reserve == UseBallast {
+			err = l.withBallast(func() error { return diskError(w.zeroAhead(need)) })
 		}
+	}
+	if err != nil && !errors.Is(err, ErrFull) {
 		return l.fail(err)
 	}
-	return nil
+	return err
 }
 
 // growLoop keeps zeros ahead of the current file and a successor ready, so
@@ -121,8 +125,10 @@ func (l *Ledger) growLoop(ctx context.Context) error {
 	retry := time.NewTicker(time.Second)
 	defer retry.Stop()
 	for {
-		if err := l.growOnce(); err != nil && !errors.Is(err, ErrFull) {
-			return l.fail(err)
+		if l.Err() == nil {
+			if err := l.checkSpace(); err != nil {
+				return err
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -152,6 +158,11 @@ func (l *Ledger) growOnce() error {
 	}
 	var err error
 	l.next, err = l.prepare()
+	var noKey *KeyError
+	if errors.As(err, &noKey) {
+		return l.keysAway(err)
+	}
+	l.keysAway(nil)
 	return err
 }
 
@@ -184,9 +195,18 @@ func (s *sequencer) rotate(l *Ledger, asked bool) error {
 	var err error
 	if next == nil {
 		next, err = l.prepare()
+		if errors.Is(err, ErrFull) && s.reserve == UseBallast {
+			err = l.withBallast(func() error { next, err = l.prepare(); return err })
+		}
 	}
 	l.growMu.Unlock()
+	var noKey *KeyError
+	if errors.As(err, &noKey) {
+		// The next segment needs a key of its own.
+		err = fmt.Errorf("%w (no key for a new file: %w)", ErrFull, err)
+	}
 	if errors.Is(err, ErrFull) {
+		l.noRoom(err)
 		return err
 	}
 	if err != nil {
@@ -288,6 +308,25 @@ func (l *Ledger) marksOutside(w *walFile) [][16]byte {
 		return cmp.Or(cmp.Compare(l.marks[a].time, l.marks[b].time), bytes.Compare(a[:], b[:]))
 	})
 	return ids
+}
+
+// Mark reads an open mark: ErrNotOpen if there is none of that name.
+func (l *Ledger) Mark(id [16]byte) (OpenMark, error) {
+	for try := 0; ; try++ {
+		l.mu.RLock()
+		at, open := l.marks[id]
+		l.mu.RUnlock()
+		if !open {
+			return OpenMark{}, ErrNotOpen
+		}
+		it, err := l.findMark(at, id)
+		if err == nil {
+			return OpenMark{ID: id, Time: at.time, Subject: it.subject, Frame: bytes.Clone(it.frame), Personal: bytes.Clone(it.personal)}, nil
+		}
+		if try == viewTries { // it may be carried to another file meanwhile
+			return OpenMark{}, fmt.Errorf("reading an open mark again: %w", err)
+		}
+	}
 }
 
 // findMark reads the item of an open mark from its batch.

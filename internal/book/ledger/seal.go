@@ -24,7 +24,9 @@ func (l *Ledger) sealLoop(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		// What was begun is ended: a stop waits for it.
-		if err := l.sealComplete(context.WithoutCancel(ctx)); err != nil && !errors.Is(err, ErrFull) {
+		err := l.sealComplete(context.WithoutCancel(ctx))
+		l.sealingWas(err)
+		if err != nil && !errors.Is(err, ErrFull) {
 			// Nothing is lost: the WAL file stays and is tried again.
 			l.opt.Logger.Error("sealing failed and will be tried again", "err", err)
 		}
@@ -79,8 +81,11 @@ func (l *Ledger) sealComplete(ctx context.Context) error {
 	defer l.sealMu.Unlock()
 	for {
 		l.mu.RLock()
-		n, w := len(l.state.wals), l.state.wals[0]
+		n, w, failed := len(l.state.wals), l.state.wals[0], l.failed
 		l.mu.RUnlock()
+		if failed != nil {
+			return failed // a leaf that binds a segment may be on the disk: that must not be written again
+		}
 		if n == 1 {
 			return nil
 		}
@@ -143,6 +148,9 @@ func (l *Ledger) bindSegment(ctx context.Context, w *walFile) error {
 	}
 	b := m.encode()
 	leaf, err := l.own(ctx, &pending{mark: &markItem{kind: markManifest, data: b}, wait: true}, Written)
+	if errors.Is(err, ErrFull) { // the next try has a key of its own
+		return errors.Join(err, l.opt.Keys.DropFileKey(UseSegment, in.header.keyID))
+	}
 	if err != nil {
 		return err
 	}

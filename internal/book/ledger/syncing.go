@@ -113,6 +113,9 @@ func (l *Ledger) syncOnce() error {
 	return nil
 }
 
+// Sync puts everything appended so far on the disk.
+func (l *Ledger) Sync() error { return l.syncOnce() }
+
 // gone tells whether a file was sealed and closed meanwhile: then it was synced
 // before.
 func (l *Ledger) gone(w *walFile) bool {

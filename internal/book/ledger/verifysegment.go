@@ -81,7 +81,11 @@ func rootsMatch(m *manifest, f *segmentFile) bool {
 func (r *verification) segmentContent(name string, f *segmentFile, intact bool) {
 	key, err := r.Keys.FileKey(UseSegment, f.header.keyID)
 	if err != nil {
-		if intact {
+		switch {
+		case !intact:
+		case errors.Is(err, ErrNoKey):
+			r.found(&Damage{Kind: Edited, File: name, First: f.first(), Last: f.next() - 1, Detail: err.Error()})
+		default:
 			r.note(&KeyError{What: name, Err: err})
 		}
 		return

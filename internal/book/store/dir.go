@@ -99,7 +99,49 @@ func (f osFile) Size() (int64, error) {
 	return st.Size(), nil
 }
 
-func remove(fsys FS, name string) error {
+func (d dir) Space() (free, total int64, err error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(d.root, &st); err != nil {
+		return 0, 0, err
+	}
+	return int64(st.Bavail) * int64(st.Bsize), int64(st.Blocks) * int64(st.Bsize), nil
+}
+
+// Allocate asks the file system, or writes zeros where it cannot be asked.
+func (f osFile) Allocate(size int64) error {
+	for {
+		err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, size)
+		switch err {
+		case unix.EINTR:
+			continue
+		case unix.EOPNOTSUPP, unix.ENOSYS:
+			return f.zeros(size)
+		}
+		return err
+	}
+}
+
+func (f osFile) Allocated() (int64, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return 0, err
+	}
+	return st.Blocks * 512, nil
+}
+
+func (f osFile) zeros(size int64) error {
+	at, err := f.Size()
+	zeros := make([]byte, 256<<10)
+	for err == nil && at < size {
+		var n int
+		n, err = f.WriteAt(zeros[:min(int64(len(zeros)), size-at)], at)
+		at += int64(n)
+	}
+	return err
+}
+
+// Remove removes a file that may be gone already.
+func Remove(fsys FS, name string) error {
 	err := fsys.Remove(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -9,15 +10,16 @@ import (
 	"sort"
 	"strings"
 	"sync"
+	"syscall"
 )
 
 // Op is one operation that changes or persists something, as a fault hook
 // sees it.
 type Op struct {
 	N    int    // counts from 1
-	Kind string // "create" "write" "sync" "truncate" "rename" "remove" "syncdir" "mkdir"
+	Kind string // "create" "write" "sync" "truncate" "allocate" "rename" "remove" "syncdir", and "read" if it was asked for
 	Name string
-	Len  int // bytes of a write
+	Len  int // bytes of a write, a read or an allocation
 }
 
 // Mem is a tree in memory that forgets like a disk: what was not synced may be
@@ -29,14 +31,17 @@ type Mem struct {
 	durable map[string]*inode // under mu; which names a power cut leaves
 	locked  map[string]bool   // under mu
 	fault   func(Op) (bool, error)
-	dead    bool // under mu; after a Crash of this tree
+	reads   func(Op) error // under mu; the fault hook of reads
+	room    int64          // under mu; bytes that the disk has, 0: no end
+	dead    bool           // under mu; after a Crash of this tree
 }
 
 // inode is one file's content. All fields are under Mem.mu.
 type inode struct {
-	data    []byte
-	synced  []byte
-	pending []pendingWrite
+	data     []byte
+	synced   []byte
+	pending  []pendingWrite
+	reserved int64 // bytes that Allocate took without writing them
 }
 
 type pendingWrite struct {
@@ -77,6 +82,7 @@ func (m *Mem) Crash(rng *rand.Rand) *Mem {
 	defer m.mu.Unlock()
 	m.dead = true
 	after := NewMem(nil)
+	after.room = m.room
 	names := make([]string, 0, len(m.durable))
 	for name := range m.durable {
 		names = append(names, name)
@@ -84,6 +90,7 @@ func (m *Mem) Crash(rng *rand.Rand) *Mem {
 	sort.Strings(names)
 	for _, name := range names {
 		after.put(name, survive(m.durable[name], rng))
+		after.live[name].reserved = m.durable[name].reserved
 	}
 	return after
 }
@@ -95,9 +102,20 @@ func (m *Mem) Kill() *Mem {
 	defer m.mu.Unlock()
 	m.dead = true
 	after := NewMem(nil)
+	after.room = m.room
 	for name, ino := range m.live {
 		after.put(name, ino.data)
+		after.live[name].reserved = ino.reserved
 	}
+	return after
+}
+
+// Next is Kill with the fault hook kept: the next process has the same disk.
+func (m *Mem) Next() *Mem {
+	after := m.Kill()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	after.fault, after.reads, after.ops = m.fault, m.reads, m.ops
 	return after
 }
 
@@ -108,6 +126,7 @@ func (m *Mem) Clone() *Mem {
 	after := NewMem(nil)
 	for name, ino := range m.live {
 		after.put(name, ino.data)
+		after.live[name].reserved = ino.reserved
 	}
 	return after
 }
@@ -117,6 +136,56 @@ func (m *Mem) SetFault(fault func(Op) (bool, error)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.fault = fault
+}
+
+// SetReadFault sets what is asked before every read of a file's bytes: an error
+// fails the read. Nil asks nobody.
+func (m *Mem) SetReadFault(fault func(Op) error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.reads = fault
+}
+
+// SetRoom makes the disk so many bytes large: what would grow beyond fails with
+// ENOSPC, halfway if it is a write. 0 is a disk without end.
+func (m *Mem) SetRoom(bytes int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.room = bytes
+}
+
+// used is how many bytes all files take. The caller holds mu.
+func (m *Mem) used() (n int64) {
+	for _, ino := range m.live {
+		n += max(int64(len(ino.data)), ino.reserved)
+	}
+	return n
+}
+
+// grows is by how many of the bytes up to size a file may grow. The caller
+// holds mu.
+func (m *Mem) grows(ino *inode, size int64) (to int64, full bool) {
+	have := max(int64(len(ino.data)), ino.reserved)
+	if m.room == 0 || size <= have {
+		return size, false
+	}
+	if free := m.room - m.used(); size-have > free {
+		return have + max(free, 0), true
+	}
+	return size, false
+}
+
+// Space implements FS.
+func (m *Mem) Space() (free, total int64, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.dead {
+		return 0, 0, ErrDead
+	}
+	if m.room == 0 {
+		return 1 << 50, 1 << 50, nil
+	}
+	return max(m.room-m.used(), 0), m.room, nil
 }
 
 // Ops returns how many changing operations there were.
@@ -149,17 +218,38 @@ func survive(ino *inode, rng *rand.Rand) []byte {
 		return out
 	}
 	for _, w := range ino.pending {
-		switch rng.IntN(3) {
+		switch rng.IntN(4) {
 		case 0:
 			continue
-		case 1:
+		case 1: // its end is missing
 			if len(w.data) > 0 {
 				w.data = w.data[:rng.IntN(len(w.data)+1)]
 			}
+		case 2: // some of its sectors are
+			out = w.sectors(out, rng)
+			continue
 		}
 		out = w.apply(out)
 	}
 	return out
+}
+
+// sectorSize is what a disk writes whole or not at all.
+const sectorSize = 512
+
+// sectors applies some of the sectors of a write.
+func (w pendingWrite) sectors(b []byte, rng *rand.Rand) []byte {
+	if w.size >= 0 {
+		return w.apply(b)
+	}
+	for off, data := w.off, w.data; len(data) > 0; {
+		n := min(int64(len(data)), sectorSize-off%sectorSize)
+		if rng.IntN(2) == 0 {
+			b = pendingWrite{off: off, data: data[:n], size: -1}.apply(b)
+		}
+		off, data = off+n, data[n:]
+	}
+	return b
 }
 
 func (w pendingWrite) apply(b []byte) []byte {
@@ -331,6 +421,11 @@ func (f *memFile) ReadAt(b []byte, off int64) (int, error) {
 	if f.m.dead {
 		return 0, ErrDead
 	}
+	if f.m.reads != nil {
+		if err := f.m.reads(Op{Kind: "read", Name: f.name, Len: len(b)}); err != nil {
+			return 0, err
+		}
+	}
 	if off >= int64(len(f.ino.data)) {
 		return 0, io.EOF
 	}
@@ -345,16 +440,40 @@ func (f *memFile) WriteAt(b []byte, off int64) (int, error) {
 	f.m.mu.Lock()
 	defer f.m.mu.Unlock()
 	apply, err := f.m.begin("write", f.name, len(b))
+	n := 0
 	if apply {
-		w := pendingWrite{off: off, data: append([]byte(nil), b...), size: -1}
-		f.ino.pending = append(f.ino.pending, w)
-		f.ino.data = w.apply(f.ino.data)
+		n = len(b)
+		if end, full := f.m.grows(f.ino, off+int64(len(b))); full {
+			n = int(max(end-off, 0))
+			if err == nil {
+				err = &fs.PathError{Op: "write", Path: f.name, Err: syscall.ENOSPC}
+			}
+		}
+		var short *ShortWrite
+		if errors.As(err, &short) {
+			n = min(n, short.N)
+		}
+		if n > 0 {
+			w := pendingWrite{off: off, data: append([]byte(nil), b[:n]...), size: -1}
+			f.ino.pending = append(f.ino.pending, w)
+			f.ino.data = w.apply(f.ino.data)
+		}
 	}
 	if err != nil {
 		return 0, err
 	}
-	return len(b), nil
+	return n, nil
 }
+
+// ShortWrite is a fault after which only the first N bytes of a write are
+// there.
+type ShortWrite struct {
+	N   int
+	Err error
+}
+
+func (s *ShortWrite) Error() string { return s.Err.Error() }
+func (s *ShortWrite) Unwrap() error { return s.Err }
 
 func (f *memFile) Sync() error {
 	f.m.mu.Lock()
@@ -378,6 +497,29 @@ func (f *memFile) Truncate(size int64) error {
 	return err
 }
 
+// Allocate implements File.
+func (f *memFile) Allocate(size int64) error {
+	f.m.mu.Lock()
+	defer f.m.mu.Unlock()
+	apply, err := f.m.begin("allocate", f.name, int(size))
+	if apply {
+		to, full := f.m.grows(f.ino, size)
+		f.ino.reserved = max(f.ino.reserved, to)
+		if full && err == nil {
+			err = &fs.PathError{Op: "fallocate", Path: f.name, Err: syscall.ENOSPC}
+		}
+	}
+	return err
+}
+
+// Allocated implements File.
+func (f *memFile) Allocated() (int64, error) {
+	f.m.mu.Lock()
+	defer f.m.mu.Unlock()
+	return max(int64(len(f.ino.data)), f.ino.reserved), nil
+}
+
+// Size implements File.
 func (f *memFile) Size() (int64, error) {
 	f.m.mu.Lock()
 	defer f.m.mu.Unlock()

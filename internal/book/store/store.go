@@ -32,6 +32,9 @@ type FS interface {
 	// exist has none.
 	ReadDir(name string) ([]string, error)
 	SyncDir(name string) error
+	// Space is how many bytes the file system still takes from this process,
+	// and how many it has.
+	Space() (free, total int64, err error)
 	// Lock takes the exclusive lock of the file name, which it creates if it
 	// is missing, or fails with ErrLocked at once. The lock ends with Close or
 	// with the process.
@@ -47,10 +50,18 @@ type File interface {
 	Sync() error
 	Size() (int64, error)
 	Truncate(size int64) error
+	// Allocate takes room on the disk for size bytes, if it can without making
+	// the file longer. It may be slow and fail halfway.
+	Allocate(size int64) error
+	// Allocated is how much room on the disk the file takes.
+	Allocated() (int64, error)
 }
 
 // ErrLocked means that another process holds the lock.
 var ErrLocked = errors.New("locked by another process")
+
+// ErrTooLarge means that a file has more bytes than it may have.
+var ErrTooLarge = errors.New("more than the")
 
 // ReadFile returns the whole content of a file. It refuses more than limit
 // bytes.
@@ -65,7 +76,7 @@ func ReadFile(fsys FS, name string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	if size > limit {
-		return nil, fmt.Errorf("%s has %d bytes, more than the %d that it may have", name, size, limit)
+		return nil, fmt.Errorf("%s has %d bytes, %w %d that it may have", name, size, ErrTooLarge, limit)
 	}
 	b := make([]byte, size)
 	if err := ReadFull(f, b, 0); err != nil {
@@ -90,7 +101,7 @@ func ReadFull(f io.ReaderAt, b []byte, off int64) error {
 // rename, sync of the folder. It is durable when it returns.
 func WriteFile(fsys FS, name string, data []byte) error {
 	tmp := name + ".tmp"
-	if err := remove(fsys, tmp); err != nil {
+	if err := Remove(fsys, tmp); err != nil {
 		return err
 	}
 	f, err := fsys.Create(tmp)

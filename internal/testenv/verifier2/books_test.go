@@ -353,7 +353,7 @@ func TestDamagedBooks(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
-		{"the newest manifest is in the WAL only", nil, remove("manifests/*")},
+		{"the newest manifest is in the WAL only", refuse, remove("manifests/*")},
 		{"the WAL is missing", refuse, func(t *testing.T, s shelf) {
 			if err := os.Remove(s.current(t)); err != nil {
 				t.Fatal(err)

@@ -39,7 +39,7 @@ type Columns func(columns [][]byte, n int) (frames [][]byte, err error)
 
 // VerifyLedger is Verify for keys in clear and any column form.
 func VerifyLedger(dir string, keys *Keys, vkey string, columns Columns) (records int, err error) {
-	v := &verifier{dir: dir, keys: keys, columns: columns, manifests: map[uint64][]byte{}}
+	v := &verifier{dir: dir, keys: keys, columns: columns, manifests: map[uint64][]byte{}, unwritten: map[uint64]bool{}}
 	for _, step := range []func() error{
 		func() error { return v.identity(vkey) },
 		v.readManifests,
@@ -67,6 +67,7 @@ type verifier struct {
 	size      uint64 // of the checkpoint
 	root      hash
 	manifests map[uint64][]byte // by index of the leaf
+	unwritten map[uint64]bool   // those that only the WAL has
 	chosen    []*manifest
 	wals      []*walFile
 	signed    uint64 // highest checkpoint mark
@@ -217,9 +218,11 @@ func (v *verifier) learn(w *walFile) error {
 		case it.typ == itemMark && it.kind == markCheckpoint:
 			v.signed = max(v.signed, it.number)
 		case it.typ == itemMark && it.kind == markManifest:
-			if have, ok := v.manifests[it.number]; ok && !bytes.Equal(have, it.data) {
+			have, ok := v.manifests[it.number]
+			if ok && !bytes.Equal(have, it.data) {
 				return fmt.Errorf("manifest %d is not the one in the WAL", it.number)
 			}
+			v.unwritten[it.number] = v.unwritten[it.number] || !ok
 			v.manifests[it.number] = it.data
 		}
 	}
@@ -233,6 +236,11 @@ func (v *verifier) joinWAL() error {
 		at = v.chosen[n-1].first + v.chosen[n-1].count
 	}
 	sealed := at
+	for _, m := range v.chosen {
+		if v.unwritten[m.leaf] && !slices.ContainsFunc(v.wals, func(w *walFile) bool { return w.first == m.first }) {
+			return fmt.Errorf("manifest %d has no file, and the WAL that it seals is gone", m.leaf)
+		}
+	}
 	var kept []*walFile
 	for _, w := range v.wals {
 		if w.first < sealed {
