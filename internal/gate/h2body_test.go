@@ -18,11 +18,16 @@ func TestH2BodyOfRefusedHead(t *testing.T) {
 		"good":       post,
 	} {
 		parts := []string{begun, wire(canon.H2Headers, 4, 1, block), wire(canon.H2Data, 0, 1, "abc"), wire(canon.H2Data, 0, 1, "defg"), wire(canon.H2Data, 1, 1, "x")}
+		trailers := append(parts[:4:4], wire(canon.H2Headers, 5, 1, lit("x-check", "1")))
 		for round := range 8 {
 			t.Run(fmt.Sprint(name, round), func(t *testing.T) {
 				t.Parallel()
 				h := newH2House(t, true, houseConfig{})
 				c := h.raw(t)
+				parts := parts
+				if round > 3 {
+					parts = trailers
+				}
 				if round%2 == 0 {
 					c.send(parts...)
 				} else {

@@ -52,13 +52,16 @@ type h2Conn struct {
 	since    time.Time    // owned by the reader: something is incomplete since then
 	due      time.Time    // owned by the reader: read deadline in force
 	ended    bool         // owned by the reader: nothing more is let through
-	dataOn   uint32       // owned by the reader: stream of the last frame, if that was DATA
+	dataOn   uint32       // owned by the reader: stream of the last DATA
 	credit   atomic.Int64 // earned by frames of ours, spent by pace
 
 	stage atomic.Uint32 // h2Fresh and so on
 	gone  atomic.Bool   // the client went first
 	block atomic.Uint32 // stream whose header block came last, if nothing came after it
-	body  atomic.Uint32 // stream whose DATA came last, if nothing else came after it
+	body  atomic.Uint32 // newest stream with DATA before a handler had taken it
+	// trailers is the stream whose trailers came last, if no frame of a stream
+	// came after them.
+	trailers atomic.Uint32
 
 	farewell atomic.Uint32 // code of a GOAWAY of our own that is due, and 1 more
 
@@ -210,13 +213,17 @@ func (w *h2Conn) Frame(f canon.H2Frame) (opens bool, err *canon.H2Error) {
 	}
 	switch f.Type {
 	case canon.H2Headers:
-		w.noteBody(f.H2Header)
 		return w.headers(f.Stream)
 	case canon.H2Continuation:
 		return false, nil
 	}
 	w.block.Store(0)
-	w.noteBody(f.H2Header)
+	if f.Stream != 0 {
+		w.trailers.Store(0)
+	}
+	if f.Type == canon.H2Data {
+		w.noteBody(f.Stream)
+	}
 	if f.Type == canon.H2Data && (f.Content > 0 || f.Has(canon.H2EndStream)) {
 		return false, nil
 	}
@@ -230,19 +237,14 @@ func (w *h2Conn) Frame(f canon.H2Frame) (opens bool, err *canon.H2Error) {
 }
 
 // noteBody notes DATA on a stream that no handler has taken when it begins.
-func (w *h2Conn) noteBody(f canon.H2Header) {
-	on := f.Stream
-	if f.Type != canon.H2Data {
-		on = 0
-	}
-	if on == w.dataOn {
+func (w *h2Conn) noteBody(stream uint32) {
+	if stream == w.dataOn {
 		return
 	}
-	w.dataOn = on
-	if on != 0 && !w.untaken(on) {
-		on = 0
+	w.dataOn = stream
+	if w.untaken(stream) {
+		w.body.Store(stream)
 	}
-	w.body.Store(on)
 }
 
 // headers notes a HEADERS frame. While its stream still waits it may be
@@ -262,6 +264,7 @@ func (w *h2Conn) opened(stream uint32) (opens, dropped bool, err *canon.H2Error)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.block.Store(0)
+	w.trailers.Store(0)
 	if w.streams.waits(stream) && !w.settled(stream) {
 		return false, false, h2Broken(canon.H2Calm, "a stream whose handler cannot be started")
 	}
@@ -272,6 +275,12 @@ func (w *h2Conn) opened(stream uint32) (opens, dropped bool, err *canon.H2Error)
 		return false, false, nil // what comes after the end has no record of its own
 	}
 	opens, err = w.streams.open(stream)
+	if err != nil && w.body.Load() == stream {
+		w.why = reason.MalformedRequest // trailers of a request that has its record
+	}
+	if !opens {
+		w.trailers.Store(stream)
+	}
 	if opens && w.drained && stream > w.last {
 		w.streams.take(stream)
 		if w.dropped++; w.dropped > h2MaxDropped {
@@ -410,16 +419,22 @@ func (w *h2Conn) untaken(stream uint32) bool {
 // last: it has refused the stream's head, takes the stream for one that was
 // never opened, and its body for a breach. refused says that the stream has its
 // record already.
+//
+// It does so too when trailers come after it has answered their request.
 func (w *h2Conn) bodyOf(last uint32) (body, refused bool) {
-	if last == 0 || w.body.Load() != last {
-		return false, false
-	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if refused = w.streams.untaken(last) && !w.streams.waits(last); refused && w.why == "" {
+	if last != 0 && w.body.Load() == last {
+		body = w.streams.untaken(last)
+		refused = body && !w.streams.waits(last)
+	}
+	if t := w.trailers.Load(); t != 0 && !w.streams.waits(t) {
+		body, refused = true, true
+	}
+	if refused && w.why == "" {
 		w.why = reason.MalformedRequest // of what else was under way
 	}
-	return w.streams.untaken(last), refused
+	return body, refused
 }
 
 // goneAway records the end of a connection that net/http refuses. The stream
