@@ -24,7 +24,8 @@ build:
 test: deps build lint interop fips test-main
 
 # The race detector needs a C compiler, the tour needs curl, the packages are
-# looked at by systemd and groff, and other people's clients attack the gate.
+# looked at by systemd and groff, and other people's clients and servers stand
+# before and behind the gate. Nothing that is installed is started.
 deps:
 	@need=""; \
 	command -v gcc >/dev/null || need="$$need gcc libc6-dev"; \
@@ -33,8 +34,16 @@ deps:
 	command -v groff >/dev/null || need="$$need groff-base"; \
 	command -v slowhttptest >/dev/null || need="$$need slowhttptest"; \
 	[ -e /etc/ssl/certs/ca-certificates.crt ] || need="$$need ca-certificates"; \
+	[ -e /usr/lib/nginx/modules/ngx_http_lua_module.so ] || need="$$need nginx-light libnginx-mod-http-lua"; \
+	for p in haproxy:haproxy apache2:apache2-bin caddy:caddy; do \
+		PATH=$$PATH:/usr/sbin command -v $${p%:*} >/dev/null || need="$$need $${p#*:}"; \
+	done; \
 	if [ -n "$$need" ]; then \
 		echo "installing$$need"; \
+		if [ ! -e /usr/sbin/policy-rc.d ]; then \
+			printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod 755 /usr/sbin/policy-rc.d; \
+			trap 'rm -f /usr/sbin/policy-rc.d' EXIT; \
+		fi; \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$need >/dev/null; \
 	fi
 	@$(GO) mod download
@@ -80,8 +89,9 @@ fuzz:
 		done; \
 	done
 
+# Against other proxies, in one run; see bench/README.md. Wants a quiet machine.
 bench:
-	$(GO) test -run '^$$' -bench . -benchmem $(PACKAGES)
+	./bench/run.sh
 
 # What is handed out: archives, Debian packages, images, checksums.
 package:
