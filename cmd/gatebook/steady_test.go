@@ -97,15 +97,18 @@ func TestSteady(t *testing.T) {
 	s.command(0, "verify")
 }
 
-// memory is the resident set of the server in bytes (proc_pid_status(5)).
-func (s *site) memory(t *testing.T) float64 {
+// memory is the resident set of the server in bytes.
+func (s *site) memory(t *testing.T) float64 { return s.memoryOf(t, "VmRSS") }
+
+// memoryOf is an amount of memory of the server in bytes (proc_pid_status(5)).
+func (s *site) memoryOf(t *testing.T, name string) float64 {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(b)) {
-		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+		if rest, ok := strings.CutPrefix(line, name+":"); ok {
 			kb, err := strconv.ParseFloat(strings.Fields(rest)[0], 64)
 			if err != nil {
 				t.Fatal(err)
@@ -113,7 +116,7 @@ func (s *site) memory(t *testing.T) float64 {
 			return kb * 1024
 		}
 	}
-	t.Fatal("no VmRSS")
+	t.Fatalf("no %s", name)
 	return 0
 }
 

@@ -162,8 +162,13 @@ func (a *app) printStatus(s *server.Status) {
 	if s.Lost > 0 {
 		row("lost", "%d exchanges wait for a gap record", s.Lost)
 	}
-	if s.Failed != "" {
-		row("failed", "%s", s.Failed)
+	for what, why := range map[string]string{"failed": s.Failed, "full": s.Book.Full, "keys": s.Book.Keys, "sealing": s.Book.Sealing} {
+		if why != "" {
+			row(what, "%s", why)
+		}
+	}
+	if s.Book.Low {
+		row("disk", "low: %d MB of %d MB are free", s.Book.Free>>20, s.Book.Total>>20)
 	}
 	if !s.Ready {
 		row("not ready", "%s", s.NotReady)

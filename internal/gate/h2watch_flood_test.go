@@ -89,6 +89,15 @@ func TestH2ConnFloods(t *testing.T) {
 					t.Errorf("%v, want %v", got, tc.want)
 				}
 			}
+			floods := uint64(0)
+			for key, n := range got {
+				if strings.HasSuffix(key, " flood") {
+					floods += uint64(n)
+				}
+			}
+			if n := h.engine.Stats().Floods.Load(); n != floods {
+				t.Errorf("%d floods are counted, %d are on record", n, floods)
+			}
 			if len(all) != exchanges+1 || !calm && tc.name == "ping" {
 				t.Errorf("%d records, %d exchanges, %v (GOAWAY %v)", len(all), exchanges, got, calm)
 			}

@@ -41,6 +41,7 @@ func (l *handedOver) Addr() net.Addr { return l.addr }
 // in the clear.
 type h2House struct {
 	*house
+	engine  *HTTPEngine
 	srv     *http.Server
 	addr    string
 	secure  bool
@@ -55,6 +56,7 @@ func newH2House(t *testing.T, secure bool, c houseConfig) *h2House {
 	}
 	h := &h2House{house: newHouse(t, c), secure: secure, gone: make(chan struct{}, 64)}
 	e := NewHTTPEngine(h.gate, HTTPConfig{Listener: "public", TLS: secure, ReadIdle: c.engine.ReadIdle, HeadTime: c.engine.HeadTime})
+	h.engine = e
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -46,3 +46,50 @@ func TestHealth(t *testing.T) {
 	down = errors.New("full")
 	check("/readyz", 503, "not ready: full\n", "note: and this")
 }
+
+func TestCounters(t *testing.T) {
+	members := map[string]float64{"a": 1, "b": 2}
+	h, err := NewHealth(func() error { return nil }, nil, Counter{
+		Name: "gatebook_test_total", Help: "Test.", Labels: []string{"name", "kind"},
+		Read: func(add func(float64, ...string)) {
+			for name, v := range members {
+				add(v, name, "x")
+			}
+		},
+	}, Counter{Name: "gatebook_plain_total", Help: "Plain.", Read: func(add func(float64, ...string)) { add(3) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	get := func() (int, string) {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+		return w.Code, w.Body.String()
+	}
+	code, body := get()
+	for _, text := range []string{
+		"# TYPE gatebook_test_total counter", "# HELP gatebook_test_total Test.", "\ngatebook_plain_total 3\n",
+		`gatebook_test_total{kind="x",name="a"} 1`, `gatebook_test_total{kind="x",name="b"} 2`,
+	} {
+		if code != 200 || !strings.Contains(body, text) {
+			t.Errorf("%d, no %q in %q", code, text, body)
+		}
+	}
+	members["a"] = 5
+	if _, body := get(); !strings.Contains(body, `name="a"} 5`) {
+		t.Errorf("the counter is not read again: %q", body)
+	}
+	bad, err := NewHealth(func() error { return nil }, nil, Counter{
+		Name: "gatebook_test_total", Help: "Test.", Labels: []string{"name"}, Read: func(add func(float64, ...string)) { add(1) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := httptest.NewRecorder()
+	bad.ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	if w.Code != 500 {
+		t.Errorf("a member without its label: %d", w.Code)
+	}
+	if _, err := NewHealth(nil, nil, Counter{Name: "gatebook_twice_total", Help: "Twice."}, Counter{Name: "gatebook_twice_total", Help: "Twice."}); err == nil {
+		t.Error("two counters of one name are taken")
+	}
+}

@@ -31,6 +31,14 @@ func TestListEqualsSpec(t *testing.T) {
 			}
 		}
 	}
+	for i, r := range want {
+		if r.Number() != i+1 {
+			t.Errorf("%s has number %d, want %d", r, r.Number(), i+1)
+		}
+	}
+	if Reason("").Number() != 0 || Reason("nonsense").Number() != -1 {
+		t.Error("what is no reason has a number")
+	}
 	if got := All(); !slices.Equal(got, want) {
 		t.Errorf("All() = %v\nwant    %v", got, want)
 	}

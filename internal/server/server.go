@@ -180,6 +180,7 @@ func (s *Server) gauges() []obs.Gauge {
 			Labels: map[string]string{"listener": name}, Read: func() float64 { return c.left(time.Now()).Seconds() },
 		})
 	}
+	gauges = append(gauges, s.bookGauges()...)
 	return append(append(gauges, s.connGauges()...), s.limitGauges()...)
 }
 
@@ -292,11 +293,13 @@ func (s *Server) serveLines(ctx context.Context) error {
 	s.gate.Drain()
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 	defer cancel()
-	for _, l := range s.lines {
-		err = errors.Join(err, l.shutdown(grace))
+	// All at once: one that waits must not keep the others accepting.
+	errs := make([]error, len(s.lines))
+	for i, l := range s.lines {
+		wg.Go(func() { errs[i] = l.shutdown(grace) })
 	}
 	wg.Wait()
-	return err
+	return errors.Join(append(errs, err)...)
 }
 
 // noteLoad records which configuration the server began with.

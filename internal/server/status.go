@@ -26,6 +26,7 @@ type Status struct {
 	NotReady      string           `json:"not_ready,omitempty"`
 	CheckpointAge float64          `json:"checkpoint_age_s"` // since the newest checkpoint was written; -1: unknown
 	FreeBytes     int64            `json:"free_bytes"`       // where the data is, for the server's user; -1: unknown
+	Book          book.Health      `json:"book"`
 	Connections   int              `json:"connections"`
 	Listeners     []ListenerStatus `json:"listeners"`
 	Issuers       []IssuerStatus   `json:"issuers"`
@@ -74,7 +75,7 @@ func (s *Server) Status() *Status {
 	out := &Status{
 		Status: s.book.Status(), Version: book.Version(), Node: now.file.Node,
 		Snapshot: now.parts.snapshot.ID(), PolicySet: now.parts.engine.SetHash(), LoadedAt: now.since.UTC(), LastReload: s.last.Load(),
-		Ready: true, CheckpointAge: -1, FreeBytes: free(string(now.file.Data)), Connections: s.table.open(),
+		Ready: true, CheckpointAge: -1, FreeBytes: free(string(now.file.Data)), Book: s.book.Health(), Connections: s.table.open(),
 		Listeners: s.listenerStatus(now.file), Issuers: now.parts.issuerStatus(), Upstreams: now.parts.poolStatus(),
 	}
 	if err := s.Ready(); err != nil {

@@ -139,6 +139,11 @@ func readIdentity(fsys store.FS, v note.Verifier) error {
 	}
 	n, err := note.Open(b, note.VerifierList(v))
 	if err != nil {
+		// What it says unproved still helps whoever changed the configuration.
+		text, _, _ := strings.Cut(string(b), "\n\n")
+		if _, says, ok := strings.Cut(text, "\n"); ok && says != v.Name() {
+			return fmt.Errorf("it says that this folder holds log %.300q, and not %q, which origin, node and signing key make: %w", says, v.Name(), err)
+		}
 		return fmt.Errorf("ledger: %w", err)
 	}
 	if head, origin, _ := strings.Cut(strings.TrimSuffix(n.Text, "\n"), "\n"); head != identityHead || origin != v.Name() {

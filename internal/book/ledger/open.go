@@ -65,9 +65,19 @@ func checkSelfKey(fsys store.FS, vkey string) error {
 	case err != nil:
 		return &Damage{Kind: damageOf(err), File: "log.vkey", Detail: err.Error()}
 	case self != vkey:
-		return &Damage{Kind: Edited, File: "log.vkey", Detail: "the folder holds another verifier key than the one that its log is signed with"}
+		detail := "the folder holds another verifier key than the one that its log is signed with"
+		if says, want := keyName(self), keyName(vkey); says != want {
+			detail += fmt.Sprintf(": it is of log %.300q, and origin, node and signing key make %q", says, want)
+		}
+		return &Damage{Kind: Edited, File: "log.vkey", Detail: detail}
 	}
 	return nil
+}
+
+// keyName is the log that a verifier key is of.
+func keyName(vkey string) string {
+	name, _, _ := strings.Cut(vkey, "+")
+	return name
 }
 
 type closer interface{ Close() error }
