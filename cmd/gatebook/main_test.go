@@ -27,7 +27,7 @@ import (
 func TestMain(m *testing.M) {
 	// Built with the race detector, a process would rest for a second at its end.
 	os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE"))
-	testscript.Main(m, map[string]func(){"gatebook": main})
+	testscript.Main(m, map[string]func(){"gatebook": main, "gatebook-flood": floodMain})
 }
 
 // upstreamLog is a service behind the gate that remembers what it saw.
