@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"time"
 )
@@ -132,6 +133,17 @@ func (l *Ledger) own(ctx context.Context, p *pending, level Level) (uint64, erro
 	return p.index, p.err
 }
 
+// crowdTime between two batches means that more are coming.
+const crowdTime = 60 * time.Microsecond
+
+// crowded tells whether the last batch was a moment ago. The caller leads.
+func (l *Ledger) crowded() bool {
+	now := time.Since(l.seq.begun)
+	crowd := now-l.seq.last < crowdTime
+	l.seq.last = now
+	return crowd
+}
+
 // enqueue queues p and returns when the leader, which may be the caller, has
 // dealt with it.
 func (l *Ledger) enqueue(ctx context.Context, p *pending) error {
@@ -140,6 +152,9 @@ func (l *Ledger) enqueue(ctx context.Context, p *pending) error {
 	if !l.leading {
 		l.leading = true
 		l.queueMu.Unlock()
+		if l.crowded() {
+			runtime.Gosched() // whoever is about to append comes along in one batch
+		}
 		l.lead()
 		<-p.signal
 		return nil
@@ -247,6 +262,8 @@ type sequencer struct {
 	times       map[int]int64 // position in opened -> time
 	pendingHint bool          // cur does not hold the codec's hint yet
 	hinted      bool          // the batch being built holds it
+	begun       time.Time     // monotonic zero of last
+	last        time.Duration // when somebody last began to lead
 }
 
 // fullBatch is when a batch is written although more is queued, far enough
