@@ -69,10 +69,11 @@ fips:
 	GODEBUG=fips140=on $(GO) test ./internal/book/keys ./internal/book/ledger ./internal/gate/authn ./internal/desk/evidence
 	GODEBUG=fips140=on $(GO) test -run 'OneRequest|Identity|BackupRestore|FIPS' ./cmd/gatebook
 
-# The race detector makes the byte-flip sweep coarser, so that one runs without
-# it too.
+# The race detector makes the byte-flip sweep coarser and takes memory, so those
+# tests run without it too.
 test-main:
 	$(GO) test -timeout 20m -run 'Flips|Power' ./internal/book
+	$(GO) test -timeout 20m -run 'Big|Slow|Idle|Steady|Flood' ./cmd/gatebook
 	$(GO) test -race -timeout 20m $(PACKAGES)
 
 # Long: more kills, every byte flipped, a million records.

@@ -225,7 +225,7 @@ func TestBigBodies(t *testing.T) {
 		})
 		down := s.growth(func() { one("GET", "/big/down/"+whole, nil, 0, whole, want{0, size}) })
 		t.Logf("%d MiB up and down in %s: the gate grew by %d and %d MiB", size/mib, time.Since(began).Round(time.Millisecond), up/mib, down/mib)
-		if up > 64*mib || down > 64*mib {
+		if up > 64*mib*raceFactor || down > 64*mib*raceFactor {
 			t.Errorf("the gate grew by %d MiB (up) and %d MiB (down)", up/mib, down/mib)
 		}
 		records := s.told(`kind == "request"`)
@@ -383,7 +383,7 @@ func TestIdleConnections(t *testing.T) {
 			ask()
 			each := (s.resident() - before) / int64(n)
 			t.Logf("%d idle %s connections take %d bytes each", n, proto, each)
-			if limit := map[string]int64{"h1": 96 << 10, "h2": 192 << 10}[proto]; each > limit {
+			if limit := map[string]int64{"h1": 96 << 10, "h2": 192 << 10}[proto] * raceFactor; each > limit {
 				t.Errorf("an idle connection takes %d bytes, more than %d", each, limit)
 			}
 			ask() // all of them still serve
@@ -490,7 +490,7 @@ func TestSlowReaders(t *testing.T) {
 		ends[r.id] = r
 	}
 	t.Logf("%d slow readers: the gate grew by %d KiB for each", n, grown/int64(n)>>10)
-	if limit := int64(n) * 256 << 10; grown > limit+32*mib {
+	if limit := int64(n) * 256 << 10; grown > (limit+32*mib)*raceFactor {
 		t.Errorf("the gate grew by %d MiB with %d slow readers", grown/mib, n)
 	}
 	var records map[string]told
@@ -551,7 +551,7 @@ func TestSlowUploads(t *testing.T) {
 		})
 		close(ids)
 		t.Logf("%d slow uploads: the gate grew by %d KiB for each", n, grown/int64(n)>>10)
-		if grown > int64(n)*512<<10+32*mib {
+		if grown > (int64(n)*512<<10+32*mib)*raceFactor {
 			t.Errorf("the gate grew by %d MiB", grown/mib)
 		}
 		records := s.told(`kind == "request"`)
@@ -565,66 +565,4 @@ func TestSlowUploads(t *testing.T) {
 		}
 		s.settled()
 	})
-}
-
-// TestStalledStreams: of many streams on one HTTP/2 connection, one whose
-// answer nobody reads stalls nobody else, and one whose body the upstream does
-// not take stalls no answers.
-func TestStalledStreams(t *testing.T) {
-	const size = 16 * mib
-	s, b := bodySite(t)
-	c := s.clientOf("h2", "")
-	stalled, err := c.Get(s.url(fmt.Sprint("/big/down/", size)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer stalled.Body.Close()
-	if stalled.ProtoMajor != 2 {
-		t.Fatalf("protocol %s", stalled.Proto)
-	}
-	type end struct {
-		id, text string
-		err      error
-	}
-	others := 0
-	beside := func(method, path string, body io.Reader, length int64) {
-		t.Helper()
-		if _, text, err := s.exchanged(c, method, path, body, length); err != nil || text != "3000000" {
-			t.Fatalf("%s %s beside stalled streams: %q, %v", method, path, text, err)
-		}
-		others++
-	}
-	for range 10 {
-		beside("GET", "/big/down/3000000", nil, 0)
-		beside("POST", "/big/up", io.LimitReader(zeros{}, 3000000), 3000000)
-	}
-	uploaded := make(chan end, 1)
-	go func() {
-		id, text, err := s.exchanged(c, "POST", "/big/hold", io.LimitReader(zeros{}, size), size)
-		uploaded <- end{id, text, err}
-	}()
-	<-b.held
-	for range 10 {
-		beside("GET", "/big/down/3000000", nil, 0)
-		beside("POST", "/big/up", io.LimitReader(zeros{}, 3000000), 3000000)
-	}
-	if n, err := io.Copy(io.Discard, stalled.Body); n != size || err != nil {
-		t.Errorf("the stalled answer: %d bytes, %v", n, err)
-	}
-	b.letGo()
-	u := <-uploaded
-	if u.err != nil || u.text != strconv.Itoa(size) {
-		t.Errorf("the stalled upload: %q, %v", u.text, u.err)
-	}
-	records := s.told(`kind == "request"`)
-	if len(records) != others+2 {
-		t.Errorf("%d records of %d exchanges", len(records), others+2)
-	}
-	if r := records[stalled.Header.Get("X-Request-Id")]; r.Outcome != "success" || r.BytesOut != size {
-		t.Errorf("the stalled answer is recorded as %+v", r)
-	}
-	if r := records[u.id]; r.Outcome != "success" || r.BytesIn != size {
-		t.Errorf("the stalled upload is recorded as %+v", r)
-	}
-	s.settled()
 }

@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -210,13 +211,14 @@ func (k ringKeys) Born(births [][]byte) error               { return k.ring.Proj
 // codec is the record's codec as the ledger sees it: it yields to traffic.
 type codec struct{ record.Codec }
 
-func (codec) EncodeColumns(frames, hints [][]byte, yield func()) ([][]byte, error) {
+func (codec) EncodeColumns(frames iter.Seq[[]byte], hints [][]byte, yield func()) ([][]byte, error) {
 	e, err := record.NewColumnEncoder(hints)
 	if err != nil {
 		return nil, err
 	}
-	for i, f := range frames {
-		if i%16 == 0 {
+	n := 0
+	for f := range frames {
+		if n++; n%16 == 0 {
 			yield()
 		}
 		if err := e.Add(f); err != nil {
@@ -224,6 +226,24 @@ func (codec) EncodeColumns(frames, hints [][]byte, yield func()) ([][]byte, erro
 		}
 	}
 	return e.Columns(yield), nil
+}
+
+func (codec) Frames(cols [][]byte, n int, yield func()) iter.Seq2[[]byte, error] {
+	return func(give func([]byte, error) bool) {
+		d, err := record.NewColumnDecoder(cols, n)
+		var frame []byte
+		for i := 0; i < n && err == nil; i++ {
+			if i%16 == 0 {
+				yield()
+			}
+			if frame, err = d.Next(frame[:0]); err == nil && !give(frame, nil) {
+				return
+			}
+		}
+		if err != nil {
+			give(nil, err)
+		}
+	}
 }
 
 func (c codec) DecodeColumns(cols [][]byte, n int, yield func()) ([][]byte, error) {

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 	"sync"
 	"testing"
 
@@ -96,9 +97,9 @@ func subjectKey(id [16]byte) [32]byte { return sha256.Sum256(append([]byte("subj
 // testCodec keeps frames in one column.
 type testCodec struct{}
 
-func (testCodec) EncodeColumns(frames, _ [][]byte, _ func()) ([][]byte, error) {
+func (testCodec) EncodeColumns(frames iter.Seq[[]byte], _ [][]byte, _ func()) ([][]byte, error) {
 	var col []byte
-	for _, f := range frames {
+	for f := range frames {
 		col = binary.AppendUvarint(col, uint64(len(f)))
 		col = append(col, f...)
 	}
@@ -116,6 +117,20 @@ func (testCodec) DecodeColumns(cols [][]byte, n int, _ func()) ([][]byte, error)
 		b = rest[size:]
 	}
 	return out, nil
+}
+
+func (c testCodec) Frames(cols [][]byte, n int, yield func()) iter.Seq2[[]byte, error] {
+	return func(give func([]byte, error) bool) {
+		frames, err := c.DecodeColumns(cols, n, yield)
+		for _, f := range frames {
+			if !give(f, nil) {
+				return
+			}
+		}
+		if err != nil {
+			give(nil, err)
+		}
+	}
 }
 
 // world is a ledger with everything around it.

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"strings"
 	"sync"
@@ -52,7 +53,10 @@ type Keys interface {
 // concurrent use.
 type Codec interface {
 	// yield is called between pieces of work; DecodeColumns takes nil too.
-	EncodeColumns(frames, hints [][]byte, yield func()) (cols [][]byte, err error)
+	// EncodeColumns does not keep a frame, which is good until the next.
+	EncodeColumns(frames iter.Seq[[]byte], hints [][]byte, yield func()) (cols [][]byte, err error)
+	// Frames gives n frames one by one, each good until the next.
+	Frames(cols [][]byte, n int, yield func()) iter.Seq2[[]byte, error]
 	DecodeColumns(cols [][]byte, n int, yield func()) (frames [][]byte, err error)
 }
 

@@ -138,11 +138,12 @@ func (l *Ledger) seal(ctx context.Context, w *walFile) error {
 // it.
 func (l *Ledger) bindSegment(ctx context.Context, w *walFile) error {
 	slice := newSlicer(l.opt.Now)
-	in, err := l.segmentInput(w, slice.yield)
+	in, readErr, err := l.segmentInput(w, slice.yield)
 	if err != nil {
 		return err
 	}
 	m, err := l.writeSegment(in, slice.yield)
+	err = errors.Join(readErr(), err)
 	if err != nil {
 		return errors.Join(err, l.opt.Keys.DropFileKey(UseSegment, in.header.keyID))
 	}
@@ -158,54 +159,76 @@ func (l *Ledger) bindSegment(ctx context.Context, w *walFile) error {
 	return nil
 }
 
-// segmentInput reads the WAL file again, from the disk.
-func (l *Ledger) segmentInput(w *walFile, yield func()) (*segmentInput, error) {
-	c := &collector{in: &segmentInput{}, yield: yield}
+// segmentInput reads the WAL file again, from the disk: now the personal parts,
+// and the frames when they are asked for, which may fail with a readErr.
+func (l *Ledger) segmentInput(w *walFile, yield func()) (in *segmentInput, readErr func() error, err error) {
+	in = &segmentInput{}
+	again, err := w.reread(collector{in: in, yield: yield})
+	if err != nil {
+		return nil, nil, err
+	}
+	yield()
+	if !slices.Equal(again.entries, w.entries) {
+		return nil, nil, fmt.Errorf("%s holds %d leaves on the disk that are not the %d in memory", w.name, again.count(), w.count())
+	}
+	in.entries = again.entries
+	var failed error
+	in.frames = func(give func([]byte) bool) {
+		if _, err := w.reread(frameReader(give)); !errors.Is(err, errStopped) {
+			failed = err
+		}
+	}
+	id, key, err := l.opt.Keys.NewFileKey(UseSegment)
+	if err != nil {
+		return nil, nil, &KeyError{What: "a new segment", Err: err}
+	}
+	in.key = key
+	in.header = segmentHeader{first: w.header.first, count: w.count(), keyID: id, origin: l.opt.Origin}
+	if _, err := rand.Read(in.header.salt[:]); err != nil {
+		return nil, nil, err
+	}
+	return in, func() error { return failed }, nil
+}
+
+// reread replays a complete WAL file from the disk.
+func (w *walFile) reread(r replayer) (*walFile, error) {
 	again := &walFile{name: w.name, f: w.f, header: w.header, hdrSize: w.hdrSize, cipher: w.cipher, end: w.hdrSize}
 	head := make([]byte, w.hdrSize)
 	if err := store.ReadFull(w.f, head, 0); err != nil {
 		return nil, err
 	}
 	again.lastTag = firstTag(head)
-	if _, err := again.replay(c); err != nil {
-		return nil, err
-	}
-	yield()
-	if !slices.Equal(again.entries, w.entries) {
-		return nil, fmt.Errorf("%s holds %d leaves on the disk that are not the %d in memory", w.name, again.count(), w.count())
-	}
-	c.in.entries = again.entries
-	id, key, err := l.opt.Keys.NewFileKey(UseSegment)
-	if err != nil {
-		return nil, &KeyError{What: "a new segment", Err: err}
-	}
-	c.in.key = key
-	c.in.header = segmentHeader{first: w.header.first, count: w.count(), keyID: id, origin: l.opt.Origin}
-	if _, err := rand.Read(c.in.header.salt[:]); err != nil {
-		return nil, err
-	}
-	return c.in, nil
+	_, err := again.replay(r)
+	return again, err
 }
 
-// collector gathers the records of a WAL file.
+// collector gathers all of a WAL file but the frames.
 type collector struct {
 	in    *segmentInput
 	yield func()
 }
 
-func (c *collector) item(_ *walFile, it *item) error {
-	if it.index%16 == 0 {
-		c.yield()
-	}
+func (c collector) item(_ *walFile, it *item) error {
 	switch {
 	case it.typ == itemRecord:
-		both := append(append(make([]byte, 0, len(it.frame)+len(it.personal)), it.frame...), it.personal...)
-		c.in.records = append(c.in.records, segmentRecord{
-			index: it.index, subject: it.subject, commit: it.commit,
-			frame: both[:len(it.frame):len(it.frame)], personal: both[len(it.frame):],
-		})
+		if it.index%16 == 0 {
+			c.yield()
+		}
+		c.in.personal.add(it.subject, it.personal)
 	case it.typ == itemMark && it.kind == markHint:
 		c.in.hints = append(c.in.hints, append([]byte(nil), it.data...))
+	}
+	return nil
+}
+
+// frameReader is given the frames of a WAL file until it has enough.
+type frameReader func(frame []byte) bool
+
+var errStopped = errors.New("enough was read")
+
+func (give frameReader) item(_ *walFile, it *item) error {
+	if it.typ == itemRecord && !give(it.frame) {
+		return errStopped
 	}
 	return nil
 }
@@ -222,6 +245,7 @@ func (l *Ledger) writeSegment(in *segmentInput, yield func()) (*manifest, error)
 	if err != nil {
 		return nil, err
 	}
+	in.personal = personalParts{} // what is read back takes as much memory again
 	name := segmentName(in.header.first, in.header.generation)
 	if err := l.writeTemp(name+".tmp", b); err != nil {
 		return nil, err
@@ -271,7 +295,7 @@ func (l *Ledger) compare(in *segmentInput, back *segmentFile, yield func()) erro
 	u.yield = yield
 	var scratch []byte
 	keys := map[[16]byte]*[32]byte{}
-	return back.each(&in.key, l.opt.Codec, l.opt.Keys, u, func(s *Sealed) error {
+	return back.eachSlowly(&in.key, l.opt.Codec, l.opt.Keys, u, func(s *Sealed) error {
 		if s.Index%16 == 0 {
 			yield()
 		}

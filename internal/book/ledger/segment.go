@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 
 	"github.com/klauspost/compress/zstd"
 )
@@ -268,34 +269,46 @@ func (u *unpacker) unpack(packed, dst []byte) ([]byte, error) {
 	}
 }
 
-// segmentRecord is one record on its way into or out of a segment.
-type segmentRecord struct {
-	index    uint64
-	subject  [16]byte
-	commit   [32]byte
-	frame    []byte
-	personal []byte
+// segmentInput is what a segment is built from. entries are all leaves of the
+// range, frames and personal those of type record in order. Together the frames
+// are large, so they are not kept in memory.
+type segmentInput struct {
+	header   segmentHeader
+	key      [32]byte
+	entries  []entry
+	frames   iter.Seq[[]byte] // each good until the next
+	personal personalParts
+	hints    [][]byte
 }
 
-// segmentInput is what a segment is built from. entries are all leaves of the
-// range, records those of type record in order.
-type segmentInput struct {
-	header  segmentHeader
-	key     [32]byte
-	entries []entry
-	records []segmentRecord
-	hints   [][]byte
+// personalParts are grouped by subject, in order of first sight.
+type personalParts struct {
+	number map[[16]byte]uint32
+	order  [][16]byte
+	blocks [][]byte
+	owners []byte // uvarint number of each record's subject
+}
+
+func (p *personalParts) add(subject [16]byte, personal []byte) {
+	n, ok := p.number[subject]
+	if !ok {
+		if p.number == nil {
+			p.number = map[[16]byte]uint32{}
+		}
+		n = uint32(len(p.order))
+		p.number[subject] = n
+		p.order, p.blocks = append(p.order, subject), append(p.blocks, nil)
+	}
+	p.owners = binary.AppendUvarint(p.owners, uint64(n))
+	p.blocks[n] = binary.AppendUvarint(p.blocks[n], uint64(len(personal)))
+	p.blocks[n] = append(p.blocks[n], personal...)
 }
 
 // buildSegment makes the file's bytes. yield is called between pieces of work.
 func buildSegment(in *segmentInput, codec Codec, keys Keys, p *packer, yield func()) ([]byte, error) {
 	h := &in.header
 	out := h.encode()
-	frames := make([][]byte, len(in.records))
-	for i := range in.records {
-		frames[i] = in.records[i].frame
-	}
-	cols, err := codec.EncodeColumns(frames, in.hints, yield)
+	cols, err := codec.EncodeColumns(in.frames, in.hints, yield)
 	if err != nil {
 		return nil, fmt.Errorf("frames into columns: %w", err)
 	}
@@ -305,6 +318,7 @@ func buildSegment(in *segmentInput, codec Codec, keys Keys, p *packer, yield fun
 		if out, foot.columns[i], err = p.seal(out, col, &in.key, h, sectionColumns, uint32(i)); err != nil {
 			return nil, err
 		}
+		cols[i] = nil
 	}
 	foot.personal = uint64(len(out))
 	dir, out, err := sealPersonal(out, in, keys, p, yield)
@@ -333,37 +347,19 @@ func buildSegment(in *segmentInput, codec Codec, keys Keys, p *packer, yield fun
 	return append(out, sum[:]...), nil
 }
 
-// sealPersonal groups personal parts by subject, in order of first sight, and
-// returns the directory that finds them again.
+// sealPersonal seals the personal parts and returns the directory that finds
+// them again.
 func sealPersonal(out []byte, in *segmentInput, keys Keys, p *packer, yield func()) (dir, _ []byte, err error) {
-	number := map[[16]byte]uint32{}
-	var order [][16]byte
-	var blocks [][]byte
-	owners := make([]byte, 0, 2*len(in.records))
-	for i := range in.records {
-		if i%256 == 0 {
-			yield()
-		}
-		r := &in.records[i]
-		n, ok := number[r.subject]
-		if !ok {
-			n = uint32(len(order))
-			number[r.subject] = n
-			order, blocks = append(order, r.subject), append(blocks, nil)
-		}
-		owners = binary.AppendUvarint(owners, uint64(n))
-		blocks[n] = binary.AppendUvarint(blocks[n], uint64(len(r.personal)))
-		blocks[n] = append(blocks[n], r.personal...)
-	}
-	dir = binary.AppendUvarint(nil, uint64(len(order)))
-	for n, id := range order {
+	parts := &in.personal
+	dir = binary.AppendUvarint(nil, uint64(len(parts.order)))
+	for n, id := range parts.order {
 		yield()
 		key, err := keys.SubjectKey(id)
 		if err != nil {
 			return nil, nil, &KeyError{What: fmt.Sprintf("subject %x", id), Err: err}
 		}
 		var b sealedBlock
-		if out, b, err = p.seal(out, blocks[n], &key, &in.header, sectionPersonal, uint32(n)); err != nil {
+		if out, b, err = p.seal(out, parts.blocks[n], &key, &in.header, sectionPersonal, uint32(n)); err != nil {
 			return nil, nil, err
 		}
 		dir = append(dir, id[:]...)
@@ -371,7 +367,7 @@ func sealPersonal(out []byte, in *segmentInput, keys Keys, p *packer, yield func
 		dir = binary.AppendUvarint(dir, uint64(b.sealed))
 		dir = append(dir, b.commit[:]...)
 	}
-	return append(dir, owners...), out, nil
+	return append(dir, parts.owners...), out, nil
 }
 
 // segmentFooter tells where the sections are.

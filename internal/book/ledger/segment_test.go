@@ -14,10 +14,19 @@ import (
 
 // builtSegment is a segment as sealing makes it, with what went in.
 type builtSegment struct {
-	in     *segmentInput
-	keys   *testKeys
-	bytes  []byte
-	unpack *unpacker
+	in      *segmentInput
+	records []testRecord
+	keys    *testKeys
+	bytes   []byte
+	unpack  *unpacker
+}
+
+// testRecord is one record that goes in.
+type testRecord struct {
+	index           uint64
+	subject         [16]byte
+	commit          [32]byte
+	frame, personal []byte
 }
 
 // buildTestSegment seals n records of three subjects, the leaf after every
@@ -30,19 +39,28 @@ func buildTestSegment(t testing.TB, origin string, first uint64, n int) *builtSe
 		t.Fatal(err)
 	}
 	in := &segmentInput{key: key, header: segmentHeader{first: first, keyID: id, origin: origin, salt: sha256.Sum256([]byte(origin))}}
+	var records []testRecord
+	in.frames = func(give func([]byte) bool) {
+		for i := range records {
+			if !give(records[i].frame) {
+				return
+			}
+		}
+	}
 	for i := range n {
 		if i%10 == 9 {
 			in.entries = append(in.entries, entry{entryManifest, sha256.Sum256([]byte{byte(i)})})
 			continue
 		}
-		r := segmentRecord{
+		r := testRecord{
 			index: first + uint64(i), subject: [16]byte{byte(i % 3), 9},
 			frame:    fmt.Appendf(nil, `{"n":%d,"what":"%s"}`, i, strings.Repeat("frame ", i%5)),
 			personal: fmt.Appendf(nil, `{"who":"%s"}`, strings.Repeat("someone ", i)),
 		}
 		k := subjectKey(r.subject)
 		r.commit, _ = commitRecord(&k, origin, r.index, r.frame, r.personal, nil)
-		in.records = append(in.records, r)
+		records = append(records, r)
+		in.personal.add(r.subject, r.personal)
 		in.entries = append(in.entries, entry{entryRecord, r.commit})
 	}
 	in.header.count = uint64(len(in.entries))
@@ -60,7 +78,7 @@ func buildTestSegment(t testing.TB, origin string, first uint64, n int) *builtSe
 		t.Fatal(err)
 	}
 	t.Cleanup(u.dec.Close)
-	return &builtSegment{in, keys, b, u}
+	return &builtSegment{in, records, keys, b, u}
 }
 
 // read opens everything and returns what it holds, record by record.
@@ -99,7 +117,7 @@ func TestSegmentRoundTrip(t *testing.T) {
 			if g.Manifest {
 				continue
 			}
-			want := s.in.records[r]
+			want := s.records[r]
 			if g.Subject != want.subject || !bytes.Equal(g.Frame, want.frame) || !bytes.Equal(g.Personal, want.personal) {
 				t.Fatalf("record %d comes back as %+v", i, g)
 			}
@@ -122,7 +140,7 @@ func (s *builtSegment) reseal(t *testing.T, key [32]byte, h *segmentHeader, sect
 		t.Fatal(err)
 	}
 	defer p.enc.Close()
-	cols, err := testCodec{}.EncodeColumns(framesOf(s.in), nil, nil)
+	cols, err := testCodec{}.EncodeColumns(s.in.frames, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,14 +161,6 @@ func (s *builtSegment) reseal(t *testing.T, key [32]byte, h *segmentHeader, sect
 		t.Fatal(err)
 	}
 	return sumAgain(f.foot.encode(out[:at]))
-}
-
-func framesOf(in *segmentInput) [][]byte {
-	var out [][]byte
-	for i := range in.records {
-		out = append(out, in.records[i].frame)
-	}
-	return out
 }
 
 // sumAgain ends a file with the SHA-256 of what stands before it.

@@ -3,6 +3,7 @@ package ledger
 import (
 	"encoding/binary"
 	"fmt"
+	"iter"
 
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -156,6 +157,19 @@ func (s *segmentFile) records() int {
 
 // frames opens the column blocks and returns the frames of all records.
 func (s *segmentFile) frames(key *[32]byte, codec Codec, u *unpacker) ([][]byte, error) {
+	cols, err := s.columns(key, u)
+	if err != nil {
+		return nil, err
+	}
+	frames, err := codec.DecodeColumns(cols, s.records(), u.yield)
+	if err == nil && len(frames) != s.records() {
+		err = errSegment
+	}
+	return frames, err
+}
+
+// columns opens the column blocks.
+func (s *segmentFile) columns(key *[32]byte, u *unpacker) ([][]byte, error) {
 	cols := make([][]byte, len(s.foot.columns))
 	at := uint64(s.hdrSize)
 	for i, c := range s.foot.columns {
@@ -169,11 +183,7 @@ func (s *segmentFile) frames(key *[32]byte, codec Codec, u *unpacker) ([][]byte,
 		}
 		at = end
 	}
-	frames, err := codec.DecodeColumns(cols, s.records(), u.yield)
-	if err == nil && len(frames) != s.records() {
-		err = errSegment
-	}
-	return frames, err
+	return cols, nil
 }
 
 // directory is the opened directory block.
@@ -276,6 +286,33 @@ func (s *segmentFile) each(key *[32]byte, codec Codec, keys Keys, u *unpacker, f
 	if err != nil {
 		return err
 	}
+	r := 0
+	return s.handOut(func() ([]byte, error) {
+		r++
+		return frames[r-1], nil
+	}, key, keys, u, fn)
+}
+
+// eachSlowly is each that has one frame in memory at a time: what is handed out
+// is good during the call, and frames that are damaged may come after good ones.
+func (s *segmentFile) eachSlowly(key *[32]byte, codec Codec, keys Keys, u *unpacker, fn func(*Sealed) error) error {
+	cols, err := s.columns(key, u)
+	if err != nil {
+		return err
+	}
+	next, stop := iter.Pull2(codec.Frames(cols, s.records(), u.yield))
+	defer stop()
+	return s.handOut(func() ([]byte, error) {
+		frame, err, ok := next()
+		if !ok {
+			err = errSegment
+		}
+		return frame, err
+	}, key, keys, u, fn)
+}
+
+// handOut puts frames and personal parts together.
+func (s *segmentFile) handOut(next func() ([]byte, error), key *[32]byte, keys Keys, u *unpacker, fn func(*Sealed) error) error {
 	d, err := s.directory(key, u)
 	if err != nil {
 		return err
@@ -302,7 +339,10 @@ func (s *segmentFile) each(key *[32]byte, codec Codec, keys Keys, u *unpacker, f
 		out := Sealed{Index: s.first() + uint64(i), Manifest: s.entries[i].typ != entryRecord}
 		if !out.Manifest {
 			o := d.owners[r]
-			out.Subject, out.Frame, out.PersonalErr = d.subjects[o], frames[r], errs[o]
+			out.Subject, out.PersonalErr = d.subjects[o], errs[o]
+			if out.Frame, err = next(); err != nil {
+				return err
+			}
 			if errs[o] == nil {
 				out.Personal, parts[o] = parts[o][0], parts[o][1:]
 			}
