@@ -283,7 +283,7 @@ func h2Book(t *testing.T, s *site, conns int) {
 func TestFloodKeys(t *testing.T) {
 	keys := 8000
 	if os.Getenv("GATEBOOK_SOAK") != "" {
-		keys = 300_000
+		keys = 100_000
 	}
 	up := newUpstream(t)
 	s, mesh, health := floodSite(t, up.URL)
