@@ -412,6 +412,14 @@ func (b *Book) TokenHash(issuer, tokenID string) string {
 	return base64.RawURLEncoding.EncodeToString(m.Sum(nil)[:16])
 }
 
+// StateKey is the key under which state beside the book is sealed, such as that
+// of package kv. It is made on first use, kept with the other keys, and the same
+// for a purpose as long as the book exists.
+func (b *Book) StateKey(purpose string) ([32]byte, error) {
+	k, err := b.ring.StateKey("beside/" + purpose)
+	return [32]byte(k), err
+}
+
 // Err says why the book takes no more records, nil if it does.
 func (b *Book) Err() error { return b.ledger.Err() }
 

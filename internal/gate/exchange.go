@@ -68,7 +68,8 @@ type exchange struct {
 	op        *operation
 	route     *Route
 	principal *authn.Principal
-	allow     string // Allow field of a 405
+	refusal   *authn.Failure // why there is no principal, for the challenge
+	allow     string         // Allow field of a 405
 	limited   *ratelimit.Rule
 	limit     ratelimit.Result
 

@@ -79,6 +79,14 @@ type Authenticator interface {
 	Authenticate(ctx context.Context, r *canon.Request) (*authn.Principal, error)
 }
 
+// Demand is what a route asks of a principal beyond who it is: an audience, a
+// proof of possession, a fresh login, a token that was not used before. It is
+// asked on every exchange, after the authenticator, also when a cache answered.
+// An error that is no *authn.Failure refuses all the same.
+type Demand interface {
+	Check(ctx context.Context, r *canon.Request, p *authn.Principal) error
+}
+
 // Authorizer decides whether a request may go on; it must deny on any error.
 type Authorizer interface {
 	Decide(r *authz.Request) authz.Decision

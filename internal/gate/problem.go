@@ -3,6 +3,7 @@ package gate
 import (
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/gatebook/gatebook/internal/gate/canon"
 	"github.com/gatebook/gatebook/internal/reason"
@@ -33,6 +34,9 @@ func (x *exchange) problem(r reason.Reason) ownAnswer {
 	add("x-content-type-options", "nosniff")
 	if c := x.challenge(r); c != "" {
 		add("www-authenticate", c)
+	}
+	if x.refusal != nil && x.refusal.Nonce != "" {
+		add("dpop-nonce", x.refusal.Nonce) // RFC 9449 section 8
 	}
 	switch {
 	case r == reason.MethodNotAllowed:
@@ -88,6 +92,14 @@ func (x *exchange) challenge(r reason.Reason) string {
 	}
 	if r == reason.ScopeMissing {
 		b.WriteString(", scope=" + quoted(strings.Join(x.route.Scopes, " ")))
+	}
+	if f := x.refusal; f != nil && r == reason.StepupRequired { // RFC 9470 section 3
+		if f.ACRValues != "" {
+			b.WriteString(", acr_values=" + quoted(f.ACRValues))
+		}
+		if f.MaxAge > 0 {
+			b.WriteString(", max_age=" + strconv.FormatInt(int64(f.MaxAge/time.Second), 10))
+		}
 	}
 	if scheme == "DPoP" {
 		b.WriteString(", algs=" + quoted(c.DPoPAlgorithms))

@@ -57,6 +57,8 @@ type Route struct {
 	// authenticator.
 	Public         bool
 	Authenticators []Authenticator
+	// Demands are made of whoever was authenticated, in this order.
+	Demands []Demand
 	// Engine decides; nil is possible for a Public route only and allows it.
 	Engine Authorizer
 	// Scopes that a principal must all have, whatever the policies say.
@@ -235,8 +237,11 @@ func (r *Route) check() error {
 	if r.Public && len(r.Scopes) > 0 {
 		add("a public route cannot demand scopes")
 	}
-	if slices.Contains(r.Authenticators, nil) || slices.Contains(r.Limits, nil) {
-		add("nil authenticator or limit")
+	if slices.Contains(r.Authenticators, nil) || slices.Contains(r.Demands, nil) || slices.Contains(r.Limits, nil) {
+		add("nil authenticator, demand or limit")
+	}
+	if r.Public && len(r.Demands) > 0 {
+		add("a public route cannot demand anything of a caller")
 	}
 	if r.MaxBody < 0 {
 		add("negative body limit")

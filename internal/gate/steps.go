@@ -149,6 +149,9 @@ func (x *exchange) authenticate() bool {
 	for _, a := range x.route.Authenticators {
 		p, err := a.Authenticate(x.ctx, x.req)
 		if err == nil && p != nil {
+			if err := x.meetsDemands(p); err != nil {
+				return x.notAuthenticated(a, err)
+			}
 			x.authenticated(p)
 			x.lap(&x.rec.Phase.Auth)
 			return true
@@ -164,6 +167,16 @@ func (x *exchange) authenticate() bool {
 		return x.notAuthenticated(nil, notMine)
 	}
 	return x.notAuthenticated(nil, &authn.Failure{Reason: reason.NoCredential})
+}
+
+// meetsDemands asks for what the route demands beyond a valid credential.
+func (x *exchange) meetsDemands(p *authn.Principal) error {
+	for _, d := range x.route.Demands {
+		if err := d.Check(x.ctx, x.req, p); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // twoCredentials reports whether the fields that the route's methods look at
@@ -198,6 +211,7 @@ func (x *exchange) notAuthenticated(a Authenticator, err error) bool {
 		// A method that cannot say why, or says neither yes nor no.
 		f = &authn.Failure{Reason: reason.IssuerUnavailable}
 	}
+	x.refusal = f
 	r := &x.rec
 	r.Authn = record.Authn{
 		Method: record.None, Issuer: f.Issuer, KID: f.KID, Alg: f.Alg,
@@ -217,7 +231,7 @@ func (x *exchange) authenticated(p *authn.Principal) {
 	r := &x.rec
 	r.Authn = record.Authn{
 		Method: p.Method, Issuer: p.Issuer, Client: p.Client, Roles: p.Roles,
-		ACR: p.ACR, AMR: p.AMR, KID: p.KID, Alg: p.Alg, Outcome: outcomeOK,
+		ACR: p.ACR, AMR: p.AMR, KID: p.KID, Alg: p.Alg, Bound: p.Confirm.Bound(), Outcome: outcomeOK,
 	}
 	if !p.IssuedAt.IsZero() {
 		r.Authn.AgeS = max(int64(x.start.Sub(p.IssuedAt)/time.Second), 0)
@@ -228,6 +242,7 @@ func (x *exchange) authenticated(p *authn.Principal) {
 	r.Raw.IssuerSub = p.Issuer + "|" + p.Subject
 	r.Personal.Sub = p.Subject
 	r.Personal.Name, r.Personal.Email, r.Personal.TenantUser = p.Name, p.Email, p.Tenant
+	r.Personal.Session, r.Personal.Family = p.Session, p.Family
 	if x.g.tokenHash != nil && p.TokenID != "" {
 		r.Personal.Token = x.g.tokenHash(p.Issuer, p.TokenID)
 	}

@@ -305,9 +305,7 @@ func (p *parts) buildRoute(r *config.Route, limits map[string]*ratelimit.Rule) *
 	for _, form := range r.PathRules.Allow {
 		out.Forms |= canon.PathForm(form)
 	}
-	for _, a := range r.Authn {
-		out.Authenticators = append(out.Authenticators, p.issuers[a.JWT])
-	}
+	p.buildIdentity(r, out)
 	for _, name := range r.Limits {
 		out.Limits = append(out.Limits, limits[name])
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/gatebook/gatebook/internal/desk/admin"
 	"github.com/gatebook/gatebook/internal/gate"
 	"github.com/gatebook/gatebook/internal/gate/ratelimit"
+	"github.com/gatebook/gatebook/internal/kv"
 	"github.com/gatebook/gatebook/internal/obs"
 )
 
@@ -30,6 +31,7 @@ import (
 type Server struct {
 	log    *slog.Logger
 	book   *book.Book
+	state  *kv.Local // what must outlive the process and is no record
 	gate   *gate.Gate
 	admin  *admin.API
 	table  *connTable // connections of all lines
@@ -83,6 +85,9 @@ func New(ctx context.Context, f *config.File, log *slog.Logger) (_ *Server, err 
 			err = errors.Join(err, s.close(ctx))
 		}
 	}()
+	if s.state, err = openState(f, s.book); err != nil {
+		return nil, err
+	}
 	p, err := build(f, s.book, log, nil)
 	if err != nil {
 		return nil, err
@@ -97,6 +102,17 @@ func New(ctx context.Context, f *config.File, log *slog.Logger) (_ *Server, err 
 	}
 	s.admin = admin.New(admin.Config{Book: s.book, Logger: log, Status: func() any { return s.Status() }, Reload: s.reloadCall, Plain: obs.PlainWriter})
 	return s, s.listen(f)
+}
+
+// StatePath is the file of the state beside the book.
+func StatePath(f *config.File) string { return filepath.Join(string(f.Data), "state", "live.db") }
+
+func openState(f *config.File, b *book.Book) (*kv.Local, error) {
+	key, err := b.StateKey("kv")
+	if err != nil {
+		return nil, fmt.Errorf("the key of the state beside the book: %w", err)
+	}
+	return kv.OpenLocal(StatePath(f), key, nil)
 }
 
 // listen opens every socket, so that a port that is taken stops the start.
@@ -238,6 +254,7 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 		return nil
 	})
+	w.start("state", s.state.Run)
 	s.startParts(s.now.Load().parts)
 	for name, c := range s.certs() {
 		w.start("certificates of "+name, c.run)
@@ -329,6 +346,9 @@ func (s *Server) close(ctx context.Context) error {
 	}
 	if s.socket != nil {
 		errs = append(errs, closed(s.socket))
+	}
+	if s.state != nil {
+		errs = append(errs, s.state.Close())
 	}
 	return errors.Join(append(errs, s.book.Close(ctx))...)
 }

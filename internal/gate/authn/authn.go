@@ -37,9 +37,45 @@ type Principal struct {
 
 	Name, Email, Tenant string
 
+	// Audiences are those that the credential names; nil for one that names
+	// none, such as a client certificate.
+	Audiences []string
+
+	// Confirm is the key that the credential is bound to. Whoever takes a bound
+	// credential must see the proof.
+	Confirm Confirmation
+
+	// Session is the keyed hash of a browser session's id; Family that of a
+	// family of refresh tokens or sessions. Empty if there is none.
+	Session, Family string
+
 	// Claims holds the scalar claims that the configuration asks to pass on,
 	// by their configured names. It may be nil.
 	Claims map[string]string
+}
+
+// Confirmation is the key or certificate that a credential is bound to (the cnf
+// claim, RFC 7800). Its zero value means that it is a bearer credential.
+type Confirmation struct {
+	JKT string // JWK thumbprint, base64url without padding (RFC 9449 section 6.1)
+	X5T string // SHA-256 of the client certificate, likewise (RFC 8705 section 3.1)
+}
+
+// The kinds of binding, as records name them.
+const (
+	BoundDPoP = "dpop"
+	BoundMTLS = "mtls"
+)
+
+// Bound is the kind of binding, empty if there is none.
+func (c Confirmation) Bound() string {
+	switch {
+	case c.JKT != "":
+		return BoundDPoP
+	case c.X5T != "":
+		return BoundMTLS
+	}
+	return ""
 }
 
 // Failure is a refused credential. It is immutable once returned; the negative
@@ -54,6 +90,15 @@ type Failure struct {
 	// Issuer, KID and Alg are set only when equal to a configured or loaded
 	// value, so that they may appear in a record's frame.
 	Issuer, KID, Alg string
+
+	// Nonce, if there is one, is what the client must put into its next DPoP
+	// proof (RFC 9449 section 8).
+	Nonce string
+
+	// ACRValues and MaxAge are what a step-up has to reach (RFC 9470 section 3);
+	// MaxAge is 0 if any age will do.
+	ACRValues string
+	MaxAge    time.Duration
 
 	// Detail says in the project's own words what was wrong. It holds nothing
 	// that came from outside.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -243,7 +244,7 @@ func TestHTTP2(t *testing.T) {
 				t.Errorf("%s: %+v", tc.name, req)
 			}
 			want := TLS{Version: "1.3", Cipher: "TLS_AES_128_GCM_SHA256", Group: "X25519MLKEM768", ALPN: "h2", SNI: "a.example", Resumed: true}
-			if *req.TLS != want {
+			if !reflect.DeepEqual(*req.TLS, want) {
 				t.Errorf("%s: %+v", tc.name, *req.TLS)
 			}
 			continue

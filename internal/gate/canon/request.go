@@ -5,7 +5,10 @@
 // standard library only.
 package canon
 
-import "net/netip"
+import (
+	"crypto/x509"
+	"net/netip"
+)
 
 // Field is one header field. Name is in lower case; Value has no leading or
 // trailing white space.
@@ -53,6 +56,10 @@ type TLS struct {
 	SNI     string
 	Resumed bool
 	JA4     string // set by whoever saw the ClientHello
+
+	// Client is the client's certificate and its chain as verified in the
+	// handshake, leaf first; nil if it showed none. Read only.
+	Client []*x509.Certificate
 }
 
 // Get returns the first value of the field name, which must be in lower case,

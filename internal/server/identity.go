@@ -1,0 +1,18 @@
+package server
+
+import (
+	"github.com/gatebook/gatebook/internal/config"
+	"github.com/gatebook/gatebook/internal/gate"
+)
+
+// buildIdentity gives a route its ways to say who is asking, in the order of
+// the file, and what it demands beyond that. What the file names exists:
+// config has checked it.
+func (p *parts) buildIdentity(r *config.Route, out *gate.Route) {
+	for i := range r.Authn {
+		switch a := &r.Authn[i]; {
+		case a.JWT != "":
+			out.Authenticators = append(out.Authenticators, p.issuers[a.JWT])
+		}
+	}
+}
