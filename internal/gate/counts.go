@@ -8,7 +8,7 @@ import (
 )
 
 // countKinds are the kinds of record that a gate makes.
-var countKinds = [...]record.Kind{record.KindRequest, record.KindHandshake, record.KindMalformed}
+var countKinds = [...]record.Kind{record.KindRequest, record.KindHandshake, record.KindToken, record.KindSession, record.KindMalformed}
 
 // countClasses are the classes of a status; the first is for none.
 var countClasses = [...]string{record.None, "1xx", "2xx", "3xx", "4xx", "5xx"}

@@ -28,6 +28,7 @@ const (
 	phaseOpen    = "open"
 	phaseForward = "forward"
 	phaseBody    = "body"
+	phaseRespond = "respond"
 )
 
 // bufSize is the size of the buffers that answers pass through.
@@ -55,6 +56,7 @@ type exchange struct {
 	why    reason.Reason
 	rec    record.Record
 	ref    record.Ref
+	marked bool // an open mark was due: from here on the exchange may have had effects
 
 	// Who sent it: the address that counts, and the forwarding chain that was
 	// believed, the farthest hop first.

@@ -21,8 +21,12 @@ func (g *Gate) Serve(ctx context.Context, ex Exchange) {
 
 	ok := x.canonical() && x.accepted() && x.preAuthLimits() &&
 		x.matchRoute() && x.authenticate() && x.postAuthLimits() &&
-		x.authorize() && x.admit() && x.openMark()
-	if ok {
+		x.authorize() && x.admit()
+	switch {
+	case !ok:
+	case x.route.Responder != nil:
+		x.respond() // marks by itself
+	case x.openMark():
 		x.forward() // streams all but what is held back
 	}
 }
@@ -79,6 +83,8 @@ func (x *exchange) settle() {
 		r.Status = x.own.status
 	case x.why == "":
 		r.Status = x.resp.Status
+	case x.answer == answerOwn && x.own.why == x.why:
+		r.Status = x.own.status // a Responder's word on its own failure
 	case x.why == reason.ClientAborted:
 		r.Status = reason.StatusClientAborted
 		x.answer = answerAbort
@@ -122,11 +128,7 @@ func (x *exchange) commit() error {
 // of written: refusals of strangers, but nothing that an upstream may have seen
 // or that may have an open mark, even one whose Open failed.
 func (x *exchange) folds() bool {
-	switch x.phase {
-	case phaseOpen, phaseForward, phaseBody:
-		return false
-	}
-	return x.principal == nil && x.why.Folds()
+	return !x.marked && x.principal == nil && x.why.Folds()
 }
 
 var errNoRecorder = errors.New("gate: the snapshot has no recorder")
@@ -175,7 +177,11 @@ func (x *exchange) release() {
 	var trailers []canon.Field
 	switch x.answer {
 	case answerOwn:
-		err = x.sendWhole(x.own.status, x.own.fields, int64(len(x.own.body)), x.own.body)
+		length := int64(len(x.own.body))
+		if x.own.status == http.StatusNoContent || x.own.status == http.StatusNotModified {
+			length = -1 // RFC 9110 section 8.6
+		}
+		err = x.sendWhole(x.own.status, x.own.fields, length, x.own.body)
 	case answerWhole:
 		err = x.sendWhole(x.resp.Status, x.responseFields(), x.headLength(), x.first)
 		trailers = x.trailers

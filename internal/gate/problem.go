@@ -14,6 +14,7 @@ type ownAnswer struct {
 	status int
 	fields []canon.Field
 	body   []byte
+	why    reason.Reason // of the failure that it tells, "" if there is none
 }
 
 // problem is the answer for a reason: RFC 9457 problem details with the public

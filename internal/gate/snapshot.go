@@ -76,7 +76,11 @@ type Route struct {
 
 	Upstream     Upstream
 	UpstreamName string
-	MaxBody      int64 // bytes; 0: no limit
+	// Responder answers in the place of an upstream. Kind is what its records
+	// are, "" for request.
+	Responder Responder
+	Kind      record.Kind
+	MaxBody   int64 // bytes; 0: no limit
 
 	Audit         Audit
 	RecordHeaders []string // fields to put into the record, in lower case
@@ -222,8 +226,16 @@ func (r *Route) check() error {
 	if r.Name == "" || r.Name == record.None {
 		add("a route needs a name other than \"none\"")
 	}
-	if r.Upstream == nil || r.UpstreamName == "" {
+	switch {
+	case r.Responder != nil && (r.Upstream != nil || r.UpstreamName != ""):
+		add("an upstream and a responder at once: choose one")
+	case r.Responder != nil && r.MaxBody <= 0:
+		add("a responder needs a limit on the body that it reads")
+	case r.Responder == nil && (r.Upstream == nil || r.UpstreamName == ""):
 		add("no upstream")
+	}
+	if r.Kind != "" && (r.Responder == nil || r.Kind != record.KindToken && r.Kind != record.KindSession && r.Kind != record.KindRequest) {
+		errs = append(errs, fmt.Errorf("records of kind %q are not made here", r.Kind))
 	}
 	if r.Public && len(r.Authenticators) > 0 {
 		add("public and authenticated at once: choose one")

@@ -106,6 +106,9 @@ func (x *exchange) matchRoute() bool {
 	x.audit = x.route.Audit
 	r := &x.rec
 	r.Route, r.Op, r.Template = x.route.Name, op.name, x.route.Path
+	if x.route.Kind != "" {
+		r.Kind = x.route.Kind
+	}
 	r.Raw.Unmatched = false
 	for _, name := range x.route.RecordHeaders {
 		for i := range x.req.Fields {
@@ -211,18 +214,23 @@ func (x *exchange) notAuthenticated(a Authenticator, err error) bool {
 		// A method that cannot say why, or says neither yes nor no.
 		f = &authn.Failure{Reason: reason.IssuerUnavailable}
 	}
+	method := record.None
+	if m, ok := a.(interface{ Method() string }); ok {
+		method = m.Method()
+	}
+	x.noteFailure(f, method)
+	x.lap(&x.rec.Phase.Auth)
+	return x.fail(f.Reason)
+}
+
+// noteFailure puts a failed attempt into the record.
+func (x *exchange) noteFailure(f *authn.Failure, method string) {
 	x.refusal = f
-	r := &x.rec
-	r.Authn = record.Authn{
-		Method: record.None, Issuer: f.Issuer, KID: f.KID, Alg: f.Alg,
+	x.rec.Authn = record.Authn{
+		Method: method, Issuer: f.Issuer, KID: f.KID, Alg: f.Alg,
 		Outcome: outcomeFailed, Reason: string(f.Reason),
 	}
-	if m, ok := a.(interface{ Method() string }); ok {
-		r.Authn.Method = m.Method()
-	}
-	r.Personal.Claimed = f.Claimed
-	x.lap(&r.Phase.Auth)
-	return x.fail(f.Reason)
+	x.rec.Personal.Claimed = f.Claimed
 }
 
 // authenticated records who it is.
@@ -258,17 +266,8 @@ func (x *exchange) authenticated(p *authn.Principal) {
 func (x *exchange) postAuthLimits() bool {
 	x.phase = phaseLimit
 	for _, rule := range x.route.Limits {
-		var key string
-		switch p := x.principal; {
-		case rule.Key == ratelimit.KeyRoute:
-			key = x.route.Name
-		case rule.Key == ratelimit.KeyClient && p != nil && p.Client != "":
-			key = p.Issuer + "|" + p.Client
-		case rule.Key != ratelimit.KeyPrefix && p != nil:
-			key = x.rec.Raw.IssuerSub
-		}
 		var res ratelimit.Result
-		if key != "" {
+		if key := x.limitKey(rule); key != "" {
 			res = x.g.limiter.Take(rule, key, x.start)
 		} else {
 			res = x.g.limiter.TakePrefix(rule, x.snap.limitPrefix(x.client), x.start)
@@ -279,6 +278,19 @@ func (x *exchange) postAuthLimits() bool {
 	}
 	x.lap(&x.rec.Phase.Limit)
 	return true
+}
+
+// limitKey is what a limit counts by here, "" for the address.
+func (x *exchange) limitKey(rule *ratelimit.Rule) string {
+	switch p := x.principal; {
+	case rule.Key == ratelimit.KeyRoute:
+		return x.route.Name
+	case rule.Key == ratelimit.KeyClient && p != nil && p.Client != "":
+		return p.Issuer + "|" + p.Client
+	case rule.Key != ratelimit.KeyPrefix && p != nil:
+		return x.rec.Raw.IssuerSub
+	}
+	return ""
 }
 
 // authorize asks the policies. Deny by default; any error is a deny.
@@ -373,7 +385,7 @@ func (x *exchange) admit() bool {
 // openMark commits that the exchange is about to be forwarded. Without it the
 // upstream is not called, unless the route allows that.
 func (x *exchange) openMark() bool {
-	x.phase = phaseOpen
+	x.phase, x.marked = phaseOpen, true
 	if x.audit.Intent == IntentNone || x.audit.Intent == IntentUnsafe && safe(x.req) {
 		return true
 	}
