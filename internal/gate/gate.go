@@ -87,6 +87,14 @@ type Demand interface {
 	Check(ctx context.Context, r *canon.Request, p *authn.Principal) error
 }
 
+// BindingDemand is a Demand that says whether its Check refuses every bound
+// credential whose proof it has not seen (authn.Principal.Confirm). On a route
+// without one that does, bound credentials are refused.
+type BindingDemand interface {
+	Demand
+	ChecksBinding() bool
+}
+
 // Authorizer decides whether a request may go on; it must deny on any error.
 type Authorizer interface {
 	Decide(r *authz.Request) authz.Decision

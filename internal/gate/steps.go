@@ -172,11 +172,23 @@ func (x *exchange) authenticate() bool {
 	return x.notAuthenticated(nil, &authn.Failure{Reason: reason.NoCredential})
 }
 
-// meetsDemands asks for what the route demands beyond a valid credential.
+// meetsDemands asks for what the route demands beyond a valid credential. A
+// bound credential needs a demand that has seen the proof: taking it as a
+// bearer credential would be a downgrade (RFC 9449 section 7.2).
 func (x *exchange) meetsDemands(p *authn.Principal) error {
+	proven := p.Confirm.Bound() == ""
 	for _, d := range x.route.Demands {
 		if err := d.Check(x.ctx, x.req, p); err != nil {
 			return err
+		}
+		if b, ok := d.(BindingDemand); !proven && ok {
+			proven = b.ChecksBinding()
+		}
+	}
+	if !proven {
+		return &authn.Failure{
+			Reason: reason.BindingRequired, Claimed: p.Subject, Issuer: p.Issuer, KID: p.KID, Alg: p.Alg,
+			Detail: "the credential is bound to a key, and nothing on this route checks the proof",
 		}
 	}
 	return nil

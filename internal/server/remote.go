@@ -225,6 +225,10 @@ func (r *remoteLine) token(ctx context.Context, law *adminLaw, fields []string, 
 			continue
 		}
 		p, err := j.Authenticate(ctx, req)
+		if err == nil && p.Confirm.Bound() != "" {
+			why = reason.BindingRequired // nothing here checks the proof
+			break
+		}
 		if err == nil {
 			c.Method, c.Name, c.Issuer, c.Identity = p.Method, p.Subject, p.Issuer, p.Issuer+"|"+p.Subject
 			said := []config.Holder{{Kind: config.HolderSub, Issuer: name, Name: p.Subject}}

@@ -1,6 +1,8 @@
 package authn
 
 import (
+	"crypto/sha256"
+	"encoding/base64"
 	"fmt"
 	"strconv"
 	"strings"
@@ -108,19 +110,53 @@ func (p *profile) check(c *value, now time.Time) (*Principal, times, *Failure) {
 			return nil, t, f
 		}
 	}
-	if f := p.checkAudience(c); f != nil {
+	var f *Failure
+	if pr.Audiences, f = p.checkAudience(c); f != nil {
 		return nil, t, f
 	}
 	if f := p.checkTimes(t, now); f != nil {
 		return nil, t, f
 	}
-	// RFC 7800: the token belongs to whoever proves a key. This release has no
-	// such proof, and taking the token as a plain bearer token would be a
-	// downgrade (RFC 9449 section 7.2).
-	if c.get("cnf") != nil {
-		return nil, t, fail(reason.BindingRequired, "token is bound to a key (cnf), which this release cannot check")
+	var ok bool
+	if pr.Confirm, ok = confirmation(c.get("cnf")); !ok {
+		return nil, t, fail(reason.BindingRequired, "token is bound (cnf) in a way that is not one jkt or one x5t#S256")
 	}
 	return pr, t, nil
+}
+
+// confirmation reads cnf (RFC 7800): exactly one member, jkt (RFC 9449 section
+// 6.1) or x5t#S256 (RFC 8705 section 3.1), a SHA-256 in base64url. A binding
+// that is not understood must not turn into none: what else there is gives
+// false.
+func confirmation(cnf *value) (c Confirmation, ok bool) {
+	if cnf == nil {
+		return c, true
+	}
+	if cnf.kind != kindObject || len(cnf.members) != 1 {
+		return c, false
+	}
+	m := &cnf.members[0]
+	if m.escaped || m.value.kind != kindString || !isThumbprint(m.value.text) {
+		return c, false
+	}
+	switch m.name {
+	case "jkt":
+		c.JKT = m.value.text
+	case "x5t#S256":
+		c.X5T = m.value.text
+	default:
+		return c, false
+	}
+	return c, true
+}
+
+// isThumbprint says whether s is 32 bytes in the one base64url form they have.
+func isThumbprint(s string) bool {
+	if len(s) != base64.RawURLEncoding.EncodedLen(sha256.Size) || strings.ContainsAny(s, "\r\n") {
+		return false
+	}
+	_, err := strictURL.DecodeString(s)
+	return err == nil
 }
 
 func (r *requirement) check(c *value) *Failure {
@@ -141,19 +177,19 @@ func (r *requirement) check(c *value) *Failure {
 }
 
 // checkAudience wants a string or an array of strings (RFC 7519 section 4.1.3)
-// that holds one of ours, compared byte by byte.
-func (p *profile) checkAudience(c *value) *Failure {
+// that holds one of ours, compared byte by byte, and returns all of them.
+func (p *profile) checkAudience(c *value) ([]string, *Failure) {
 	v := p.audience.in(c)
 	list, ok := stringList(v)
 	if v == nil || !ok || len(list) == 0 {
-		return fail(reason.TokenAudience, "audience is missing or neither a string nor an array of strings")
+		return nil, fail(reason.TokenAudience, "audience is missing or neither a string nor an array of strings")
 	}
 	for _, a := range list {
 		if _, mine := p.audiences[a]; mine {
-			return nil
+			return list, nil
 		}
 	}
-	return fail(reason.TokenAudience, "audience is none of those configured")
+	return nil, fail(reason.TokenAudience, "audience is none of those configured")
 }
 
 // checkTimes applies RFC 7519 sections 4.1.4 to 4.1.6 with one allowance for

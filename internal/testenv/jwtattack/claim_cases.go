@@ -272,8 +272,28 @@ func (t *table) otherTokens() {
 		}
 	}
 	t.claims("other-token", "logout token", Claims().Add("events", `{"http://schemas.openid.net/event/backchannel-logout":{}}`), reason.TokenType)
-	for _, v := range []string{`{"jkt":"0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"}`, `{"x5t#S256":"bwcK0esc3ACC3DB2Y5_lESsXE8o9ltc05O89jdN-dg2"}`,
-		`{"jwk":{}}`, "{}", "null", `""`, "[]"} {
+}
+
+// bound tokens are genuine if one key or certificate is named in the one way
+// it can be; whoever takes them has to see the proof.
+func (t *table) bound() {
+	const (
+		sum    = "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"
+		spare  = "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4J" // the same bytes to a lax reader
+		padded = sum + "="
+	)
+	for _, v := range []string{`{"jkt":"` + sum + `"}`, `{"x5t#S256":"` + sum + `"}`, ` { "jkt" : "` + sum + `" } `} {
+		t.claims("bound", "cnf "+v, Claims().Add("cnf", v), "")
+	}
+	for _, v := range []string{
+		`{"jwk":{}}`, `{"kid":"k"}`, `{"jku":"https://a.example"}`, `{"x5t":"` + sum + `"}`, "{}", "null", `""`, "[]", "1", "true",
+		`"` + sum + `"`, `["` + sum + `"]`, `{"jkt":null}`, `{"jkt":""}`, `{"jkt":1}`, `{"jkt":["` + sum + `"]}`, `{"jkt":{}}`,
+		`{"jkt":"` + sum[1:] + `"}`, `{"jkt":"A` + sum + `"}`, `{"jkt":"` + spare + `"}`, `{"jkt":"` + padded + `"}`,
+		`{"jkt":"` + sum[:42] + `\n"}`, `{"jkt":"` + sum[:41] + `+/"}`, `{"jkt":" ` + sum[1:] + `"}`,
+		`{"jkt":"` + sum + `","x5t#S256":"` + sum + `"}`, `{"jkt":"` + sum + `","jwk":{}}`, `{"jkt":"` + sum + `","x":1}`,
+		`{"JKT":"` + sum + `"}`, `{"x5t#s256":"` + sum + `"}`, `{"\u006akt":"` + sum + `"}`, `{"jkt ":"` + sum + `"}`,
+		`{"x5t#S256":"` + spare + `"}`, `{"x5t#S256":null}`,
+	} {
 		t.claims("bound", "cnf "+v, Claims().Add("cnf", v), reason.BindingRequired)
 	}
 }

@@ -38,6 +38,7 @@ func (e *Env) Cases() []Case {
 	t.subjects()
 	t.lists()
 	t.otherTokens()
+	t.bound()
 	t.shapes()
 	t.sizes()
 	slices.SortFunc(t.cases, func(a, b Case) int { return cmp.Compare(a.ID(), b.ID()) })
