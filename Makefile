@@ -9,6 +9,7 @@ export GOTOOLCHAIN ?= local
 
 PACKAGES := ./...
 INTEROP  := $(dir $(wildcard interop/*/go.mod))
+NPM      := $(wildcard interop/*/package.json)
 
 .PHONY: demo build test test-main interop fips lint vuln soak fuzz bench deps package clean
 
@@ -33,6 +34,8 @@ deps:
 	command -v systemd-analyze >/dev/null || need="$$need systemd"; \
 	command -v groff >/dev/null || need="$$need groff-base"; \
 	command -v slowhttptest >/dev/null || need="$$need slowhttptest"; \
+	command -v node >/dev/null || need="$$need nodejs"; \
+	command -v npm >/dev/null || need="$$need npm"; \
 	[ -e /etc/ssl/certs/ca-certificates.crt ] || need="$$need ca-certificates"; \
 	[ -e /usr/lib/nginx/modules/ngx_http_lua_module.so ] || need="$$need nginx-light libnginx-mod-http-lua"; \
 	for p in haproxy:haproxy apache2:apache2-bin caddy:caddy; do \
@@ -48,6 +51,11 @@ deps:
 	fi
 	@$(GO) mod download
 	@for m in tools $(INTEROP); do (cd $$m && $(GO) mod download); done
+	@for f in $(NPM); do d=$${f%/*}; \
+		[ -e $$d/node_modules/.installed ] && cmp -s $$d/package-lock.json $$d/node_modules/.installed && continue; \
+		echo "npm ci: $$d"; \
+		(cd $$d && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && cp package-lock.json node_modules/.installed); \
+	done
 
 lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "run gofmt -w on these files"; exit 1; }
