@@ -51,8 +51,8 @@ const referencePresets = `
 
 What a preset sets unless the file says otherwise, and how it keeps ID tokens out. No typ header is written ` + "`absent`" + `.
 
-| preset | typ header | algorithms | longest lifetime | audience | client | scopes | roles | must have | must not have |
-|---|---|---|---|---|---|---|---|---|---|
+| preset | typ header | algorithms | longest lifetime | audience | client | scopes | roles | groups | tenant | must have | must not have |
+|---|---|---|---|---|---|---|---|---|---|---|---|
 `
 
 // writeSection writes a table for one struct and then those of its children.
@@ -159,7 +159,7 @@ func writePreset(b *strings.Builder, p preset) {
 	slices.Sort(must)
 	fmt.Fprintf(b, "| %s |", p.name)
 	for _, cell := range [][]string{
-		types, r.Algorithms, {Duration(r.MaxLifetime).String()}, {r.AudienceClaim}, r.ClientClaims, {r.ScopeClaim}, {r.RolesClaim}, must, r.RefuseClaims,
+		types, r.Algorithms, {Duration(r.MaxLifetime).String()}, {r.AudienceClaim}, r.ClientClaims, {r.ScopeClaim}, {r.RolesClaim}, noEmpty(r.GroupsClaim), noEmpty(r.TenantClaim), must, r.RefuseClaims,
 	} {
 		fmt.Fprintf(b, " %s |", codes(cell))
 	}
@@ -171,4 +171,12 @@ func codes(names []string) string {
 		return ""
 	}
 	return "`" + strings.Join(names, "` `") + "`"
+}
+
+// noEmpty is a list of one name, or of none.
+func noEmpty(name string) []string {
+	if name == "" {
+		return nil
+	}
+	return []string{name}
 }

@@ -148,6 +148,8 @@ type Issuer struct {
 	MaxLifetime Duration `key:"max_lifetime" min:"1m" max:"30d" doc:"Longest lifetime (exp minus iat) of an acceptable token. Default: that of the preset."`
 	Skew        Duration `key:"skew" default:"30s" min:"1s" max:"1m" doc:"Clock difference to the issuer that is tolerated."`
 	RolesClaim  string   `key:"roles_claim" form:"pointer" doc:"JSON pointer to the claim that lists the caller's roles. Default: that of the preset."`
+	GroupsClaim string   `key:"groups_claim" form:"pointer" doc:"JSON pointer to the claim that lists the caller's groups, for policies. Default: that of the preset; most have none."`
+	TenantClaim string   `key:"tenant_claim" form:"pointer" doc:"JSON pointer to the claim that names the caller's tenant, for policies. Default: that of the preset; most have none."`
 	Clients     []string `key:"clients" form:"text" doc:"OAuth clients whose ids records may show; others appear as _other."`
 	JWKS        *JWKS    `key:"jwks" doc:"Where the issuer's keys are. Unset: discovered from the issuer URL."`
 	CA          Path     `key:"ca" form:"file" doc:"PEM file of the authorities trusted for discovery and keys, instead of the system's."`
@@ -292,6 +294,18 @@ type Policies struct {
 	Dir    Path `key:"dir" required:"true" form:"file" doc:"Directory of the policy files, *.cedar, in it and below it."`
 	Schema Path `key:"schema" form:"file" doc:"Cedar schema that policies are checked against. Default: schema.cedarschema in dir, else one made from the routes."`
 	Tests  Path `key:"tests" form:"file" doc:"Directory of policy tests, *.json. All must pass before policies are used."`
+
+	Headers []string `key:"headers" form:"header" doc:"Request headers, in lower case, that policies see as context.headers, each with all its values. A schema of its own declares what it wants."`
+	Shadow  *Shadow  `key:"shadow" doc:"Policies that are asked too and decide nothing; where they would have decided otherwise is recorded."`
+}
+
+// Shadow names policies that are only tried.
+type Shadow struct {
+	Dir    Path `key:"dir" required:"true" form:"file" doc:"Directory of the policy files, as in policies.dir. Roles and routes are the same."`
+	Schema Path `key:"schema" form:"file" doc:"Cedar schema of the shadow policies, as in policies.schema."`
+	Sample int  `key:"sample" default:"100" min:"1" max:"100" doc:"How many in a hundred requests the shadow policies are asked about."`
+	Queue  int  `key:"queue" default:"1024" min:"1" max:"65536" doc:"Requests that may wait for the shadow policies; more are skipped and counted."`
+	CPU    int  `key:"cpu" default:"10" min:"1" max:"100" doc:"How much of one processor the shadow policies may take, in percent; what does not fit is skipped and counted."`
 }
 
 // Values of Limit.Key.

@@ -21,6 +21,8 @@ type Rules struct {
 	ClientClaims  []string            // claims that may name the client; the first one present counts
 	ScopeClaim    string              // claim with scopes: text with spaces or a list
 	RolesClaim    string              // claim with a list of roles
+	GroupsClaim   string              // claim with a list of groups; "": none
+	TenantClaim   string              // claim that names the tenant; "": none
 	RequireClaims map[string][]string // claims that must be there, with one of these values; none: any
 	RefuseClaims  []string            // claims that mark an ID or logout token
 }
@@ -71,7 +73,7 @@ func presets() []preset {
 			rules: Rules{
 				Types: []string{"JWT", "at+jwt"}, Algorithms: common, MaxLifetime: time.Hour,
 				AudienceClaim: "aud", ClientClaims: []string{"azp", "client_id"},
-				ScopeClaim: "scope", RolesClaim: "/realm_access/roles",
+				ScopeClaim: "scope", RolesClaim: "/realm_access/roles", GroupsClaim: "/groups",
 				RequireClaims: map[string][]string{"typ": {"Bearer"}}, RefuseClaims: []string{"at_hash", "c_hash", "events"},
 			},
 			why: "The claim typ must be Bearer. By default aud is only account: add an audience mapper to the client scope. Client roles are at /resource_access/CLIENT/roles.",
@@ -81,7 +83,7 @@ func presets() []preset {
 			rules: Rules{
 				Types: []string{"JWT"}, Algorithms: []string{"RS256"}, MaxLifetime: 100 * time.Minute,
 				AudienceClaim: "aud", ClientClaims: []string{"azp"},
-				ScopeClaim: "scp", RolesClaim: "/roles",
+				ScopeClaim: "scp", RolesClaim: "/roles", GroupsClaim: "/groups", TenantClaim: "/tid",
 				RequireClaims: map[string][]string{"ver": {"2.0"}, "azp": nil}, RefuseClaims: idToken,
 			},
 			why: "Version 2.0 tokens only, issuer https://login.microsoftonline.com/TENANT/v2.0: set requestedAccessTokenVersion to 2 in the API's manifest. The audience is the API's client id.",
@@ -91,7 +93,7 @@ func presets() []preset {
 			rules: Rules{
 				Types: []string{"JWT", "at+jwt"}, Algorithms: []string{"RS256", "PS256"}, MaxLifetime: 24 * time.Hour,
 				AudienceClaim: "aud", ClientClaims: []string{"azp", "client_id"},
-				ScopeClaim: "scope", RolesClaim: "/permissions", RefuseClaims: idToken,
+				ScopeClaim: "scope", RolesClaim: "/permissions", TenantClaim: "/org_id", RefuseClaims: idToken,
 			},
 			why: "The issuer ends in a slash. Roles are read from permissions (enable RBAC and adding permissions to the token for the API). The audience is the API's identifier; without it Auth0 issues opaque tokens.",
 		},
@@ -151,6 +153,7 @@ func (i *Issuer) Rules() Rules {
 	r.Types = slices.DeleteFunc(slices.Clone(i.Types), func(t string) bool { return t == AbsentType })
 	r.AllowNoType = slices.Contains(i.Types, AbsentType)
 	r.Algorithms, r.RolesClaim = i.Algorithms, i.RolesClaim
+	r.GroupsClaim, r.TenantClaim = i.GroupsClaim, i.TenantClaim
 	r.MaxLifetime = i.MaxLifetime.Std()
 	return r
 }
@@ -172,6 +175,12 @@ func (i *Issuer) applyPreset() {
 	}
 	if i.RolesClaim == "" {
 		i.RolesClaim = r.RolesClaim
+	}
+	if i.GroupsClaim == "" {
+		i.GroupsClaim = r.GroupsClaim
+	}
+	if i.TenantClaim == "" {
+		i.TenantClaim = r.TenantClaim
 	}
 }
 

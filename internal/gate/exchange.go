@@ -78,6 +78,7 @@ type exchange struct {
 	params []authz.Param
 	values []string
 	asked  authz.Request
+	shadow *authz.ShadowTrial // nil: the shadow policies are not asked
 
 	out      upstream.Request
 	fields   []canon.Field
@@ -95,11 +96,13 @@ type exchange struct {
 	own      ownAnswer
 
 	interimFn func(code int, fields []canon.Field) error // x.interim, bound once
+	fieldsFn  func(name string) []string                 // x.fieldValues, bound once
 }
 
 func newExchange(g *Gate) *exchange {
 	x := &exchange{g: g}
 	x.interimFn = x.interim
+	x.fieldsFn = x.fieldValues
 	return x
 }
 
@@ -135,7 +138,7 @@ func (g *Gate) end(x *exchange) {
 	clear(x.values)
 	clear(x.fields)
 	*x = exchange{
-		g: x.g, interimFn: x.interimFn,
+		g: x.g, interimFn: x.interimFn, fieldsFn: x.fieldsFn,
 		params: x.params[:0], values: x.values[:0], fields: x.fields[:0],
 	}
 	g.spare.Put(x)

@@ -120,6 +120,7 @@ func (x *exchange) commit() error {
 	if x.recorder == nil {
 		return errNoRecorder
 	}
+	x.takeShadow()
 	x.rec.Raw.Fold = x.folds()
 	return x.recorder.Commit(context.Background(), x.ref, &x.rec, x.audit.Level)
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/gatebook/gatebook/internal/book/record"
+	"github.com/gatebook/gatebook/internal/gate/authz"
 	"github.com/gatebook/gatebook/internal/gate/canon"
 	"github.com/gatebook/gatebook/internal/gate/ratelimit"
 )
@@ -61,6 +62,8 @@ type Route struct {
 	Demands []Demand
 	// Engine decides; nil is possible for a Public route only and allows it.
 	Engine Authorizer
+	// Shadow is told of every decision and changes none; nil: there is none.
+	Shadow *authz.Shadow
 	// Scopes that a principal must all have, whatever the policies say.
 	Scopes []string
 	// CredentialFields are the fields, in lower case, in which the route's
@@ -85,6 +88,10 @@ type Route struct {
 	Audit         Audit
 	RecordHeaders []string // fields to put into the record, in lower case
 	RecordClaims  []string // claims to put into the record
+	// RecordScopes and RecordAge put into the record what policies read of a
+	// token and records have no field for, so that the decision can be made
+	// again; see ScopeClaim and AgeClaim.
+	RecordScopes, RecordAge bool
 }
 
 // Challenge is what WWW-Authenticate says besides the scheme and the error

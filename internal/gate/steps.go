@@ -271,6 +271,7 @@ func (x *exchange) authenticated(p *authn.Principal) {
 			r.Raw.Claims = append(r.Raw.Claims, record.Pair{Name: name, Value: v})
 		}
 	}
+	x.recordInputs(p)
 }
 
 // postAuthLimits counts by what is known now. Somebody without a subject or a
@@ -313,6 +314,7 @@ func (x *exchange) authorize() bool {
 		return true
 	}
 	d := x.decide()
+	x.tryShadow(d)
 	x.rec.Authz = record.Authz{Decision: decisionDeny, Policies: d.Policies, Set: d.Set, Errors: len(d.Errors)}
 	x.lap(&x.rec.Phase.Policy)
 	if !d.Allow || len(d.Errors) > 0 {
@@ -367,13 +369,14 @@ func (x *exchange) decision(path string) *authz.Request {
 	d := &x.asked
 	*d = authz.Request{
 		Route: x.route.Name, Action: x.op.name, Method: x.op.method, Path: path, Params: x.params,
-		RemoteIP: x.client, Now: x.start,
+		BodySize: x.req.ContentLength, Header: x.fieldsFn, RemoteIP: x.client, Now: x.start,
 	}
 	if x.req.TLS != nil {
 		d.TLSVersion = x.req.TLS.Version
 	}
 	if p := x.principal; p != nil {
 		d.Issuer, d.Subject, d.Client = p.Issuer, p.Subject, p.Client
+		d.Tenant, d.Groups = p.Tenant, p.Groups
 		d.Roles, d.Scopes, d.ACR, d.AMR, d.Claims = p.Roles, p.Scopes, p.ACR, p.AMR, p.Claims
 		if !p.AuthTime.IsZero() {
 			d.AuthAge = max(x.start.Sub(p.AuthTime), 1)

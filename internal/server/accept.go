@@ -139,6 +139,7 @@ func (s *Server) counters() []obs.Counter {
 				add(float64(n))
 			},
 		},
+		s.shadowCounter(),
 	}
 }
 

@@ -29,6 +29,8 @@ type parts struct {
 	issuers  map[string]*authn.JWT
 	pools    map[string]*upstream.Pool
 	engine   *authz.Engine
+	shadow   *authz.Shadow // nil: no policies are tried
+	tried    *authz.ShadowCounts
 	rules    *redact.Rules
 	snapshot *gate.Snapshot
 
@@ -49,10 +51,13 @@ const (
 func build(f *config.File, b *book.Book, log *slog.Logger, prev *parts) (*parts, error) {
 	p := &parts{issuers: map[string]*authn.JWT{}, pools: map[string]*upstream.Pool{}, prints: map[string][32]byte{}}
 	if prev == nil {
-		prev = &parts{cache: authn.NewCache(0)}
+		prev = &parts{cache: authn.NewCache(0), tried: &authz.ShadowCounts{}}
 	}
-	p.cache = prev.cache
+	p.cache, p.tried = prev.cache, prev.tried
 	var errs []error
+	if err := p.addPolicies(f, b, prev, log); err != nil {
+		errs = append(errs, err)
+	}
 	for i := range f.Issuers {
 		if err := p.addIssuer(f, &f.Issuers[i], prev, log); err != nil {
 			errs = append(errs, fmt.Errorf("issuer %q: %w", f.Issuers[i].Name, err))
@@ -63,14 +68,15 @@ func build(f *config.File, b *book.Book, log *slog.Logger, prev *parts) (*parts,
 			errs = append(errs, fmt.Errorf("upstream %q: %w", name, err))
 		}
 	}
-	var err error
-	if p.engine, err = BuildEngine(f); err != nil {
-		errs = append(errs, err)
-	}
-	if p.rules, err = redact.New(redactConfig(f, p.issuers)); err != nil {
-		errs = append(errs, fmt.Errorf("redact: %w", err))
-	}
 	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	var err error
+	if p.rules, err = redact.New(redactConfig(f, p.issuers, p.engine)); err != nil {
+		return nil, fmt.Errorf("redact: %w", err)
+	}
+	// The last thing that can fail: nothing decides before it can be looked up.
+	if err := p.archive(f); err != nil {
 		return nil, err
 	}
 	p.snapshot, err = p.buildSnapshot(f, b)
@@ -78,7 +84,7 @@ func build(f *config.File, b *book.Book, log *slog.Logger, prev *parts) (*parts,
 }
 
 func (p *parts) addIssuer(f *config.File, c *config.Issuer, prev *parts, log *slog.Logger) error {
-	pass := recordedClaims(f, c.Name)
+	pass := p.passedClaims(f, c.Name)
 	whole, err := f.Fingerprint(&struct {
 		Issuer *config.Issuer `key:"issuer"`
 		Pass   []string       `key:"pass"`
@@ -167,7 +173,7 @@ func buildIssuer(c *config.Issuer, pass []string, cache *authn.Cache, log *slog.
 	return authn.NewJWT(authn.JWTConfig{
 		Name: c.Name, Issuer: c.Issuer, Audiences: c.Audiences, Algorithms: rules.Algorithms,
 		Types: rules.Types, AllowNoType: rules.AllowNoType, MaxLifetime: rules.MaxLifetime, Skew: c.Skew.Std(),
-		RolesClaim: rules.RolesClaim, ScopeClaim: rules.ScopeClaim, AudienceClaim: rules.AudienceClaim, ClientClaims: rules.ClientClaims,
+		RolesClaim: rules.RolesClaim, GroupsClaim: rules.GroupsClaim, TenantClaim: rules.TenantClaim, ScopeClaim: rules.ScopeClaim, AudienceClaim: rules.AudienceClaim, ClientClaims: rules.ClientClaims,
 		RequireClaims: rules.RequireClaims, RefuseClaims: rules.RefuseClaims, PassClaims: pass, Keys: keys, Cache: cache, Logger: log,
 	})
 }
@@ -215,9 +221,19 @@ func poolConfig(name string, u *config.Upstream, log *slog.Logger) upstream.Conf
 // BuildEngine loads the policies and roles of a configuration. Policy tests
 // run; a bundle whose tests fail is refused.
 func BuildEngine(f *config.File) (*authz.Engine, error) {
-	c := authz.Config{Roles: map[string]authz.Role{}}
+	c := policyConfig(f)
 	if f.Policies != nil {
 		c.Dir, c.Schema, c.Tests = string(f.Policies.Dir), string(f.Policies.Schema), string(f.Policies.Tests)
+	}
+	return authz.Load(c)
+}
+
+// policyConfig is what all policies of a configuration share: roles, routes and
+// headers.
+func policyConfig(f *config.File) authz.Config {
+	c := authz.Config{Roles: map[string]authz.Role{}}
+	if f.Policies != nil {
+		c.Headers = f.Policies.Headers
 	}
 	for name, r := range f.Roles {
 		c.Roles[name] = authz.Role{Allow: r.Allow}
@@ -225,16 +241,17 @@ func BuildEngine(f *config.File) (*authz.Engine, error) {
 	for _, r := range f.Routes {
 		c.Routes = append(c.Routes, authz.Route{Name: r.Name, Methods: r.Methods, Template: r.Path, Anonymous: r.Public})
 	}
-	return authz.Load(c)
+	return c
 }
 
-func redactConfig(f *config.File, issuers map[string]*authn.JWT) redact.Config {
+func redactConfig(f *config.File, issuers map[string]*authn.JWT, engine *authz.Engine) redact.Config {
 	c := redact.Config{
 		ClientPrefix4: keepBits(f.Redact.ClientPrefix.V4), ClientPrefix6: keepBits(f.Redact.ClientPrefix.V6),
 		QueryKeys: f.Redact.QueryKeys, Headers: map[string][]string{}, Claims: map[string][]string{},
 	}
+	named := engine.Named()
 	for _, r := range f.Routes {
-		c.Headers[r.Name], c.Claims[r.Name] = r.Record.Headers, r.Record.Claims
+		c.Headers[r.Name], c.Claims[r.Name] = r.Record.Headers, keptClaims(r.Record.Claims, named)
 		c.Names.Routes = append(c.Names.Routes, r.Name)
 		c.Names.Templates = append(c.Names.Templates, r.Path)
 		if r.Host != "" {
@@ -245,7 +262,10 @@ func redactConfig(f *config.File, issuers map[string]*authn.JWT) redact.Config {
 	for role := range f.Roles {
 		c.Names.Roles = append(c.Names.Roles, role)
 	}
+	c.Names.Roles = append(c.Names.Roles, keepable(named.Roles)...)
 	slices.Sort(c.Names.Roles)
+	c.Names.Roles = slices.Compact(c.Names.Roles)
+	c.Names.ACR, c.Names.AMR = keepable(named.ACR), keepable(named.AMR)
 	for _, i := range f.Issuers {
 		c.Names.Issuers = append(c.Names.Issuers, i.Name)
 		c.Names.Clients = append(c.Names.Clients, i.Clients...)
@@ -272,7 +292,11 @@ func keepBits(n int) int {
 }
 
 func (p *parts) buildSnapshot(f *config.File, b *book.Book) (*gate.Snapshot, error) {
-	id := f.Digest([]byte(p.engine.SetHash()), []byte(p.rules.Digest()))
+	of := [][]byte{[]byte(p.engine.SetHash()), []byte(p.rules.Digest())}
+	if p.shadow != nil {
+		of = append(of, []byte(p.shadow.Set()))
+	}
+	id := f.Digest(of...)
 	c := gate.SnapshotConfig{
 		ID: id, Node: f.Node, Recorder: b.Recorder(p.rules, id),
 		RecordBits4: f.Redact.ClientPrefix.V4, RecordBits6: f.Redact.ClientPrefix.V6,
@@ -296,11 +320,14 @@ func (p *parts) buildSnapshot(f *config.File, b *book.Book) (*gate.Snapshot, err
 func (p *parts) buildRoute(r *config.Route, limits map[string]*ratelimit.Rule) *gate.Route {
 	out := &gate.Route{
 		Name: r.Name, Listeners: r.Listeners, Host: r.Host, Path: r.Path, Methods: r.Methods,
-		Public: r.Public, Engine: p.engine, Scopes: r.Scopes,
+		Public: r.Public, Engine: p.engine, Shadow: p.shadow, Scopes: r.Scopes,
 		Upstream: p.pools[r.Upstream], UpstreamName: r.Upstream,
 		MaxBody: int64(r.MaxBody), Audit: auditOf(r.Audit, r.Record.Phases),
 		RecordHeaders: lower(r.Record.Headers), RecordClaims: r.Record.Claims,
 		ObserveForms: r.PathRules.Strict == config.StrictObserve,
+	}
+	if named := p.engine.Named(); !r.Public {
+		out.RecordScopes, out.RecordAge = named.Scopes, named.Age
 	}
 	for _, form := range r.PathRules.Allow {
 		out.Forms |= canon.PathForm(form)

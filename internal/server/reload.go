@@ -349,6 +349,9 @@ func (s *Server) startParts(p *parts) {
 	for name, j := range p.issuers {
 		s.startLoop("issuer "+name, j, j.Run)
 	}
+	if p.shadow != nil {
+		s.startLoop("shadow policies", p.shadow, p.shadow.Run)
+	}
 	for name, pool := range p.pools {
 		s.startLoop("health checks of "+name, pool, pool.Run)
 	}
@@ -388,6 +391,9 @@ func (s *Server) retire(was *current, is *parts) {
 			end = append(end, s.loops[p], p.Close)
 			delete(s.loops, p)
 		}
+	}
+	if was.parts.shadow != nil && was.parts.shadow != is.shadow {
+		end = append(end, s.endLoop(was.parts.shadow))
 	}
 	if len(end) == 0 {
 		return

@@ -70,6 +70,10 @@ func (w *work) isLoaded(what Name, s string) bool {
 	return w.u.loaded != nil && checkName(s) == nil && w.u.loaded(what, s)
 }
 
+// Keepable reports whether a configured name can stand in a record as it is:
+// one that New accepts.
+func Keepable(name string) bool { return checkName(name) == nil }
+
 // nameList replaces unknown names of a list; several become one Other.
 func (w *work) nameList(l *[]string, known func(string) bool) {
 	other := false

@@ -28,7 +28,7 @@ type Principal struct {
 	Subject string // unique only together with Issuer
 	Client  string // OAuth client id; empty if the token names none
 
-	Roles, Scopes, AMR []string
+	Roles, Groups, Scopes, AMR []string
 
 	ACR, KID, Alg, TokenID string
 

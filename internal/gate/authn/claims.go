@@ -68,13 +68,13 @@ func (c claimPath) in(v *value) *value {
 // profile is what an issuer's access tokens must look like: the validated form
 // of JWTConfig.
 type profile struct {
-	audiences                   map[string]struct{}
-	maxLifetime, maxAge, skew   time.Duration
-	audience, roles, scope, ten claimPath
-	clients, refuse             []claimPath
-	require                     []requirement
-	pass                        []namedPath
-	names                       *nameSet
+	audiences                           map[string]struct{}
+	maxLifetime, maxAge, skew           time.Duration
+	audience, roles, groups, scope, ten claimPath
+	clients, refuse                     []claimPath
+	require                             []requirement
+	pass                                []namedPath
+	names                               *nameSet
 }
 
 type namedPath struct {
@@ -251,6 +251,9 @@ func (p *profile) read(c *value) (pr *Principal, t times, detail string) {
 	}
 	if pr.Roles, ok = textList(p.roles.in(c)); !ok {
 		return nil, t, "roles are neither a string nor an array of short plain strings"
+	}
+	if pr.Groups, ok = textList(p.groups.in(c)); !ok {
+		return nil, t, "groups are neither a string nor an array of short plain strings"
 	}
 	if pr.AMR, ok = textList(c.get("amr")); !ok {
 		return nil, t, "amr is not an array of short plain strings"

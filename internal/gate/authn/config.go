@@ -31,6 +31,7 @@ type JWTConfig struct {
 	Skew        time.Duration // allowance for the issuer's clock; default 10 s, at most 60 s
 
 	RolesClaim    string // "": tokens give no roles
+	GroupsClaim   string // "": tokens give no groups
 	ScopeClaim    string // default scope
 	AudienceClaim string // default aud
 	TenantClaim   string // "": tokens give no tenant
@@ -170,6 +171,7 @@ func (c *JWTConfig) profile() (*profile, error) {
 		return list
 	}
 	p.audience, p.roles, p.scope, p.ten = path(c.AudienceClaim), path(c.RolesClaim), path(c.ScopeClaim), path(c.TenantClaim)
+	p.groups = path(c.GroupsClaim)
 	p.clients = named("client claims", c.ClientClaims)
 	p.refuse = named("refused claims", c.RefuseClaims)
 	for i, cp := range named("passed claims", c.PassClaims) {
@@ -195,13 +197,14 @@ func (c *JWTConfig) id() ([sha256.Size]byte, error) {
 		AllowNoType                                        bool
 		MaxLifetime, MaxAge, Skew                          time.Duration
 		RolesClaim, ScopeClaim, AudienceClaim, TenantClaim string
+		GroupsClaim                                        string
 		ClientClaims                                       []string
 		RequireClaims                                      map[string][]string
 		RefuseClaims, PassClaims                           []string
 		KeysURL, KeysFile                                  string
 	}{
 		1, c.Name, c.Issuer, c.Audiences, c.Algorithms, c.Types, c.AllowNoType,
-		c.MaxLifetime, c.MaxAge, c.Skew, c.RolesClaim, c.ScopeClaim, c.AudienceClaim, c.TenantClaim,
+		c.MaxLifetime, c.MaxAge, c.Skew, c.RolesClaim, c.ScopeClaim, c.AudienceClaim, c.TenantClaim, c.GroupsClaim,
 		c.ClientClaims, c.RequireClaims, c.RefuseClaims, c.PassClaims, c.Keys.URL, c.Keys.File,
 	})
 	return sha256.Sum256(b), err

@@ -7,13 +7,15 @@
 //
 // An Engine is immutable. A policy sees:
 //
-//	principal  User::"issuer|subject" in its Role::"name"s, with the attributes
-//	           issuer, sub, client? and the passed-on claims as tags (strings);
+//	principal  User::"issuer|subject" in its Role::"name"s and Group::"name"s,
+//	           with the attributes issuer, sub, client?, tenant? and the
+//	           passed-on claims as tags (strings);
 //	           Anonymous::"anonymous" on routes that admit it
 //	action     Action::"GET /v1/orders/{id}", the operation, in Action::"GET",
 //	           which is in Action::"safe" or Action::"unsafe"
 //	resource   Route::"orders.read" in RouteGroup::"orders"
-//	context    ip, time, method, path, tls, acr, amr, scopes, auth_age? and
+//	context    ip, time, method, path, tls, acr, amr, scopes, auth_age?,
+//	           body_size?, headers (all values of each declared one) and
 //	           params, a record of the template's parameters
 //
 // DefaultSchema is that table in Cedar's schema language.
@@ -37,7 +39,8 @@ type Param struct{ Name, Value string }
 type Request struct {
 	// Who: empty Issuer and Subject mean nobody. Issuer is the configured name.
 	Issuer, Subject, Client string
-	Roles, Scopes           []string
+	Tenant                  string
+	Roles, Groups, Scopes   []string
 	ACR                     string
 	AMR                     []string
 	// AuthAge is the time since the person authenticated. 0 and less mean
@@ -49,6 +52,12 @@ type Request struct {
 	// What: configured names. Action is the operation, "METHOD template".
 	Route, Action, Method, Path string
 	Params                      []Param
+	// BodySize is the declared length of the body in bytes, -1 if it is not
+	// known before the body ends.
+	BodySize int64
+	// Header returns the values of a field, by its name in lower case, in the
+	// order of the request; nil: there are no fields.
+	Header func(name string) []string
 
 	RemoteIP   netip.Addr
 	TLSVersion string // empty on plaintext, context.tls is then "none"

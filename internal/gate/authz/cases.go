@@ -40,7 +40,9 @@ type CasePrincipal struct {
 	Issuer  string            `json:"issuer"`
 	Subject string            `json:"subject"`
 	Client  string            `json:"client"`
+	Tenant  string            `json:"tenant"`
 	Roles   []string          `json:"roles"`
+	Groups  []string          `json:"groups"`
 	Scopes  []string          `json:"scopes"`
 	Claims  map[string]string `json:"claims"`
 }
@@ -53,6 +55,10 @@ type CaseContext struct {
 	ACR     string     `json:"acr"`
 	AMR     []string   `json:"amr"`
 	AuthAge int64      `json:"auth_age"` // seconds; 0: unknown
+	// BodySize in bytes; absent: unknown.
+	BodySize *int64 `json:"body_size"`
+	// Headers by name in lower case, each with its field lines.
+	Headers map[string][]string `json:"headers"`
 }
 
 // What a case has unless it says otherwise.
@@ -172,7 +178,21 @@ func (e *Engine) caseRequest(c *Case) (*Request, error) {
 		Roles: c.Principal.Roles, Scopes: c.Principal.Scopes, Claims: c.Principal.Claims,
 		Route: c.Route, Action: c.Action, Method: c.Method, Path: c.Path,
 		ACR: c.Context.ACR, AMR: c.Context.AMR, AuthAge: time.Duration(c.Context.AuthAge) * time.Second,
+		Tenant: c.Principal.Tenant, Groups: c.Principal.Groups, BodySize: -1,
 		RemoteIP: c.Context.IP, TLSVersion: c.Context.TLS, Now: c.Context.Time,
+	}
+	if n := c.Context.BodySize; n != nil && *n >= 0 {
+		r.BodySize = *n
+	} else if n != nil {
+		return nil, fmt.Errorf("body_size %d is negative", *n)
+	}
+	for h := range c.Context.Headers {
+		if !validHeader(h) {
+			return nil, fmt.Errorf("header %q: write the name of a header in lower case", h)
+		}
+	}
+	if len(c.Context.Headers) > 0 {
+		r.Header = func(name string) []string { return c.Context.Headers[name] }
 	}
 	if r.Action == "" {
 		r.Action = c.Method + rt.suffix

@@ -19,6 +19,9 @@ type Config struct {
 	// Tests is a directory of test cases, *.json; see Case. The load is refused
 	// unless all of them pass. Empty: none.
 	Tests string
+	// Headers are the request headers, in lower case, that the generated schema
+	// declares as context.headers. A schema of its own declares what it wants.
+	Headers []string
 	// Roles says which routes a role may use. It becomes one permit for each
 	// line, with the id role:NAME:ROUTE.
 	Roles map[string]Role
@@ -168,6 +171,12 @@ func checkRoutes(in []Route) ([]Route, Problems) {
 func validName(s string) bool {
 	return s != "" && len(s) <= 128 && utf8.ValidString(s) &&
 		!strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
+}
+
+func validHeader(h string) bool {
+	return h != "" && len(h) <= 128 && !strings.ContainsFunc(h, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || strings.ContainsRune("-_!#$%&'*+.^`|~", r))
+	})
 }
 
 func validMethod(m string) bool {

@@ -3,6 +3,7 @@ package authz
 import (
 	"math/bits"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/cedar-policy/cedar-go/types"
@@ -47,6 +48,12 @@ func (s *boundSchema) context(r *Request, p *principal, op *operation, needs ctx
 	}
 	if needs&ctxParams != 0 {
 		m["params"] = params(r, op)
+	}
+	if needs&ctxBodySize != 0 && r.BodySize >= 0 {
+		m["body_size"] = types.Long(r.BodySize)
+	}
+	if needs&ctxHeaders != 0 {
+		m["headers"] = headers(r, op)
 	}
 	return types.NewRecord(m)
 }
@@ -98,6 +105,27 @@ func params(r *Request, op *operation) types.Record {
 				m[types.String(name)] = types.String(p.Value)
 			}
 		}
+	}
+	return types.NewRecord(m)
+}
+
+// headers are the declared ones, each with all its values: those of repeated
+// fields and those of a list in one field alike (RFC 9110 section 5.3), so that
+// a value cannot hide behind another one.
+func headers(r *Request, op *operation) types.Record {
+	m := make(types.RecordMap, len(op.headers))
+	for _, name := range op.headers {
+		var vals []types.Value
+		if r.Header != nil {
+			for _, line := range r.Header(name) {
+				for v := range strings.SplitSeq(line, ",") {
+					if v = strings.Trim(v, " \t"); v != "" {
+						vals = append(vals, types.String(v))
+					}
+				}
+			}
+		}
+		m[types.String(name)] = types.NewSet(vals...)
 	}
 	return types.NewRecord(m)
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/cedar-policy/cedar-go/types"
 	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
+	"github.com/cedar-policy/cedar-go/x/exp/schema/resolved"
 )
 
 // The index rests on one property of Cedar: a policy is the conjunction of
@@ -31,13 +32,16 @@ type operation struct {
 	resource  types.Entity
 	params    []string // of the template, in order
 	declared  []string // those of them that the schema knows
+	headers   []string // those that the schema declares
 	context   ctxMask  // what the schema declares
 	anonymous bool
 
-	any    group            // every User
-	roles  map[string]group // a User in the role
-	users  map[string]group // the User with the id
-	nobody group            // Anonymous
+	policies []*policy        // all whose action and resource match and that a principal can meet
+	any      group            // every User
+	roles    map[string]group // a User in the role
+	groups   map[string]group // a User in the group
+	users    map[string]group // the User with the id
+	nobody   group            // Anonymous
 }
 
 // tier is how long the answer of a policy holds for one principal and one
@@ -47,12 +51,12 @@ type tier int
 const (
 	tierFixed    tier = iota // forever: it does not read the context
 	tierStable               // while the caller's circumstances stay the same
-	tierVolatile             // for this request: it reads time, path or parameters
+	tierVolatile             // for this request: it reads time, path, parameters, headers or size
 	tiers
 )
 
 // volatileReads change from request to request.
-const volatileReads = ctxTime | ctxPath | ctxParams
+const volatileReads = ctxTime | ctxPath | ctxParams | ctxBodySize | ctxHeaders
 
 // group is a list of candidate policies, by tier.
 type group [tiers]candidates
@@ -133,6 +137,7 @@ func newOperation(n int, r Route, name string, params []string, s *boundSchema) 
 		params:    params,
 		anonymous: r.Anonymous,
 		roles:     map[string]group{},
+		groups:    map[string]group{},
 		users:     map[string]group{},
 	}
 	var groups []types.EntityUID
@@ -148,6 +153,12 @@ func newOperation(n int, r Route, name string, params []string, s *boundSchema) 
 		if _, ok := ctx[a.name]; ok {
 			op.context |= a.bit
 		}
+	}
+	if rec, ok := ctx["headers"].Type.(resolved.RecordType); ok {
+		for h := range rec {
+			op.headers = append(op.headers, string(h))
+		}
+		slices.Sort(op.headers)
 	}
 	for _, p := range params {
 		if s.declaresParam(uid, p) {
@@ -181,6 +192,7 @@ func (op *operation) add(p *policy) {
 	if !matches(scope.Action, op.action) || !matches(scope.Resource, op.resource) {
 		return
 	}
+	op.policies = append(op.policies, p)
 	if op.anonymous && matches(scope.Principal, types.Entity{UID: anonymousUID}) {
 		op.nobody = op.nobody.with(p, op.context)
 	}
@@ -205,11 +217,13 @@ func (op *operation) add(p *policy) {
 }
 
 // addIn files a policy under an entity that a User is in: a User's parents are
-// Roles only, and "in" holds for the User itself.
+// Roles and Groups only, and "in" holds for the User itself.
 func (op *operation) addIn(parent types.EntityUID, p *policy) {
 	switch id := string(parent.ID); parent.Type {
 	case typeRole:
 		op.roles[id] = op.roles[id].with(p, op.context)
+	case typeGroup:
+		op.groups[id] = op.groups[id].with(p, op.context)
 	case typeUser:
 		op.users[id] = op.users[id].with(p, op.context)
 	}

@@ -80,6 +80,11 @@ func (e *Engine) Bundle() []byte { return slices.Clone(e.bundle) }
 func read(c Config) (*source, error) {
 	src := &source{Engine: engineVersion}
 	routes, probs := checkRoutes(c.Routes)
+	for _, h := range c.Headers {
+		if !validHeader(h) {
+			probs = append(probs, Problem{Message: fmt.Sprintf("header %q for policies: write the name of a header in lower case", h)})
+		}
+	}
 	src.Routes = routes
 	for _, name := range slices.Sorted(maps.Keys(c.Roles)) {
 		src.Roles = append(src.Roles, sourceRole{name, slices.Sorted(slices.Values(c.Roles[name].Allow))})
@@ -100,7 +105,7 @@ func read(c Config) (*source, error) {
 		src.SchemaName, src.Schema = filepath.Base(c.Schema), text
 	}
 	if src.SchemaName == "" {
-		src.SchemaName, src.Schema = generatedSchema, generateSchema(routes)
+		src.SchemaName, src.Schema = generatedSchema, generateSchema(routes, once(c.Headers))
 	}
 	return src, nil
 }

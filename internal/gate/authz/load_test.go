@@ -105,7 +105,7 @@ func TestRefused(t *testing.T) {
 		{"too deep", nil, nil, []string{"a.cedar", "@id(\"x\") permit(principal, action, resource)\nwhen { " + deep + " };"}, []string{"a.cedar:2:107: brackets are nested more than 100 deep"}},
 		{"unknown action", nil, nil, []string{"a.cedar", "@id(\"x\") permit(principal, action == Action::\"GET /nowhere\", resource);"},
 			[]string{"a.cedar:1:1: policy \"x\": unrecognized action `Action::\"GET /nowhere\"`", "    @id(\"x\") permit"}},
-		{"unknown entity type", nil, nil, []string{"a.cedar", "@id(\"x\") permit(principal in Group::\"g\", action, resource);"}, []string{"unrecognized entity type `Group`"}},
+		{"unknown entity type", nil, nil, []string{"a.cedar", "@id(\"x\") permit(principal in Team::\"g\", action, resource);"}, []string{"unrecognized entity type `Team`"}},
 		{"unknown attribute", nil, nil, []string{"a.cedar", "// one\n// two\n@id(\"x\") permit(principal is User, action, resource) when { principal.level > 3 };"},
 			[]string{"a.cedar:3:1: policy \"x\": attribute `level` on entity type `User` not found"}},
 		{"wrong type", nil, nil, []string{"a.cedar", "@id(\"x\") permit(principal, action, resource) when { context.acr > 3 };"}, []string{"a.cedar:1:1: policy \"x\": unexpected type"}},

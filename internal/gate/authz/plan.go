@@ -70,6 +70,11 @@ func newPlan(e *Engine, p *principal, op *operation) *plan {
 		for _, r := range p.unique {
 			pl.add(op.roles[r])
 		}
+		if e.schema.groups {
+			for _, g := range p.uniqueGroups {
+				pl.add(op.groups[g])
+			}
+		}
 	}
 	pl.base.outcome = pl.ask(tierFixed, p, types.Record{})
 	pl.base.decision = e.decision(pl.base.outcome)

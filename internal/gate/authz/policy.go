@@ -35,10 +35,13 @@ type policy struct {
 	full  *cedar.Policy // as written
 	lean  *cedar.Policy // without its scope, for use where the scope is known to match
 	needs ctxMask       // context attributes that its conditions can read
-	file  string        // "" for those made from roles
-	line  int
-	col   int
-	text  string
+	reads reads         // all that its conditions can read
+	// parents are the entities of its principal scope; empty: any principal
+	parents []types.EntityUID
+	file    string // "" for those made from roles
+	line    int
+	col     int
+	text    string
 }
 
 // newPolicy prepares a policy for the index.
@@ -50,6 +53,8 @@ func newPolicy(id string, full *cedar.Policy) *policy {
 	for _, c := range lean.Conditions {
 		p.needs |= contextReads(c.Body)
 	}
+	p.reads = readsOf(lean.Conditions, p.needs)
+	p.parents = scopeParents(p)
 	return p
 }
 

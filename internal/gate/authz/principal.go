@@ -41,15 +41,17 @@ var idEscaper = strings.NewReplacer(`|`, `\|`, `\`, `\\`)
 type principal struct {
 	// The identity as it was asked for: an entry serves a request only if all
 	// of these are equal, so nothing depends on how they are joined or hashed.
-	issuer, subject, client string
-	roles, scopes, amr      []string
-	claims                  map[string]string
+	issuer, subject, client, tenant string
+	roles, groups, scopes, amr      []string
+	claims                          map[string]string
 
-	uid      types.EntityUID
-	entity   types.Entity
-	unique   []string // roles, each once
-	scopeSet types.Set
-	amrSet   types.Set
+	uid    types.EntityUID
+	entity types.Entity
+	unique []string // roles, each once
+	// uniqueGroups likewise; they count only if the schema knows groups
+	uniqueGroups []string
+	scopeSet     types.Set
+	amrSet       types.Set
 
 	plans [planSlots]atomic.Pointer[plan] // by operation, the latest wins
 }
@@ -60,7 +62,7 @@ func (e *Engine) principal(r *Request, op *operation) (*principal, string) {
 		switch {
 		case !op.anonymous:
 			return nil, "the request has no principal and the route does not admit that"
-		case r.Client != "" || len(r.Roles)+len(r.Scopes)+len(r.AMR)+len(r.Claims) > 0:
+		case r.Client != "" || r.Tenant != "" || len(r.Roles)+len(r.Groups)+len(r.Scopes)+len(r.AMR)+len(r.Claims) > 0:
 			return nil, "the request has attributes of a principal but no principal"
 		}
 		return e.anonymous, ""
@@ -84,8 +86,8 @@ func (e *Engine) principal(r *Request, op *operation) (*principal, string) {
 
 // is says whether the entry was made from the same identity.
 func (p *principal) is(r *Request) bool {
-	return p.subject == r.Subject && p.issuer == r.Issuer && p.client == r.Client &&
-		slices.Equal(p.roles, r.Roles) && slices.Equal(p.scopes, r.Scopes) && slices.Equal(p.amr, r.AMR) &&
+	return p.subject == r.Subject && p.issuer == r.Issuer && p.client == r.Client && p.tenant == r.Tenant &&
+		slices.Equal(p.roles, r.Roles) && slices.Equal(p.groups, r.Groups) && slices.Equal(p.scopes, r.Scopes) && slices.Equal(p.amr, r.AMR) &&
 		maps.Equal(p.claims, r.Claims)
 }
 
@@ -94,7 +96,10 @@ func (e *Engine) hash(r *Request) uint64 {
 	h := maphash.String(e.seed, r.Subject)
 	h = h*0x9e3779b97f4a7c15 ^ maphash.String(e.seed, r.Issuer)
 	h = h*0x9e3779b97f4a7c15 ^ maphash.String(e.seed, r.Client)
-	for _, list := range [...][]string{r.Roles, r.Scopes, r.AMR} {
+	if r.Tenant != "" {
+		h = h*0x9e3779b97f4a7c15 ^ maphash.String(e.seed, r.Tenant)
+	}
+	for _, list := range [...][]string{r.Roles, r.Groups, r.Scopes, r.AMR} {
 		h = h*0x9e3779b97f4a7c15 ^ uint64(len(list))
 		for _, s := range list {
 			h = h*0x9e3779b97f4a7c15 ^ maphash.String(e.seed, s)
@@ -110,8 +115,8 @@ func (e *Engine) hash(r *Request) uint64 {
 
 // textSize bounds what an entry would hold on to.
 func textSize(r *Request) int {
-	n := len(r.Issuer) + len(r.Subject) + len(r.Client)
-	for _, list := range [...][]string{r.Roles, r.Scopes, r.AMR} {
+	n := len(r.Issuer) + len(r.Subject) + len(r.Client) + len(r.Tenant)
+	for _, list := range [...][]string{r.Roles, r.Groups, r.Scopes, r.AMR} {
 		for _, s := range list {
 			n += len(s) + 16
 		}
@@ -125,19 +130,22 @@ func textSize(r *Request) int {
 // newPrincipal makes the entity that the schema declares.
 func (e *Engine) newPrincipal(r *Request) (*principal, string) {
 	p := &principal{
-		issuer: r.Issuer, subject: r.Subject, client: r.Client,
-		roles: slices.Clone(r.Roles), scopes: slices.Clone(r.Scopes), amr: slices.Clone(r.AMR),
+		issuer: r.Issuer, subject: r.Subject, client: r.Client, tenant: r.Tenant,
+		roles: slices.Clone(r.Roles), groups: slices.Clone(r.Groups), scopes: slices.Clone(r.Scopes), amr: slices.Clone(r.AMR),
 		claims:   maps.Clone(r.Claims),
 		uid:      types.NewEntityUID(typeUser, types.String(UserID(r.Issuer, r.Subject))),
 		scopeSet: stringSet(r.Scopes),
 		amrSet:   stringSet(r.AMR),
 	}
-	p.unique = slices.Clone(p.roles)
-	slices.Sort(p.unique)
-	p.unique = slices.Compact(p.unique)
-	parents := make([]types.EntityUID, len(p.unique))
-	for i, role := range p.unique {
-		parents[i] = types.NewEntityUID(typeRole, types.String(role))
+	p.unique, p.uniqueGroups = once(p.roles), once(p.groups)
+	parents := make([]types.EntityUID, 0, len(p.unique)+len(p.uniqueGroups))
+	for _, role := range p.unique {
+		parents = append(parents, types.NewEntityUID(typeRole, types.String(role)))
+	}
+	if e.schema.groups {
+		for _, g := range p.uniqueGroups {
+			parents = append(parents, types.NewEntityUID(typeGroup, types.String(g)))
+		}
 	}
 	attrs, fault := e.schema.userAttrs(r)
 	if fault != "" {
@@ -152,6 +160,13 @@ func (e *Engine) newPrincipal(r *Request) (*principal, string) {
 		p.entity.Tags = types.NewRecord(tags)
 	}
 	return p, ""
+}
+
+// once is a sorted copy without repetitions.
+func once(list []string) []string {
+	out := slices.Clone(list)
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 func stringSet(list []string) types.Set {
@@ -174,6 +189,9 @@ func (s *boundSchema) userAttrs(r *Request) (types.Record, string) {
 	}
 	if s.client && r.Client != "" {
 		m["client"] = types.NewEntityUID(typeClient, types.String(UserID(r.Issuer, r.Client)))
+	}
+	if s.tenant && r.Tenant != "" {
+		m[attrTenant] = types.String(r.Tenant)
 	}
 	for name, typ := range s.claims {
 		text, ok := r.Claims[name]

@@ -17,12 +17,16 @@ import (
 const (
 	typeUser       types.EntityType = "User"
 	typeRole       types.EntityType = "Role"
+	typeGroup      types.EntityType = "Group"
 	typeClient     types.EntityType = "Client"
 	typeAnonymous  types.EntityType = "Anonymous"
 	typeRoute      types.EntityType = "Route"
 	typeRouteGroup types.EntityType = "RouteGroup"
 	typeAction     types.EntityType = "Action"
 )
+
+// attrTenant is the User attribute with the tenant.
+const attrTenant = "tenant"
 
 // The action groups: every method group is in one of the two.
 const (
@@ -34,16 +38,19 @@ const schemaHead = `// What a policy can rely on. The gate makes these entities 
 
 // A role that the credential carries.
 entity Role;
+// A group that the credential carries, where the issuer has a groups_claim.
+entity Group;
 // The OAuth client, "issuer|client".
 entity Client;
 // Whoever sends no credential, on routes that admit that: Anonymous::"anonymous".
 entity Anonymous;
 // The authenticated subject, "issuer|subject". A "|" or "\" in the issuer's name
 // is written with a "\" before it. Tags are the claims that the route passes on.
-entity User in [Role] {
+entity User in [Role, Group] {
   issuer: String,
   sub: String,
   client?: Client,
+  tenant?: String,
 } tags String;
 // "orders.read" is in RouteGroup::"orders".
 entity RouteGroup;
@@ -60,6 +67,7 @@ const schemaContext = `    ip: ipaddr,            // the client's address
     amr: Set<String>,
     scopes: Set<String>,
     auth_age?: Long,       // seconds since authentication, rounded up; absent when unknown
+    body_size?: Long,      // bytes that the request declares; absent when it does not
 `
 
 // DefaultSchema is the schema that is used when none is given: the entity
@@ -70,7 +78,7 @@ func DefaultSchema(routes []Route) (string, error) {
 	if len(probs) > 0 {
 		return "", probs
 	}
-	return generateSchema(routes), nil
+	return generateSchema(routes, nil), nil
 }
 
 // action is one operation that the generated schema declares. Routes on
@@ -80,7 +88,7 @@ type action struct {
 	anonymous        bool
 }
 
-func generateSchema(routes []Route) string {
+func generateSchema(routes []Route, headers []string) string {
 	actions := map[string]action{}
 	methods := map[string]bool{}
 	for _, r := range routes {
@@ -111,9 +119,26 @@ func generateSchema(routes []Route) string {
 			}
 			b.WriteString(quote(p) + ": String")
 		}
-		b.WriteString("},\n  },\n};\n")
+		b.WriteString("},\n")
+		writeHeaders(&b, headers)
+		b.WriteString("  },\n};\n")
 	}
 	return b.String()
+}
+
+// writeHeaders declares the headers that policies may look at.
+func writeHeaders(b *strings.Builder, headers []string) {
+	if len(headers) == 0 {
+		return
+	}
+	b.WriteString("    headers: {")
+	for i, h := range headers {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(quote(h) + ": Set<String>")
+	}
+	b.WriteString("}, // all values of each; empty when it was not sent\n")
 }
 
 // quote writes a Cedar string literal.
@@ -148,6 +173,8 @@ const (
 	ctxScopes
 	ctxAuthAge
 	ctxParams
+	ctxBodySize
+	ctxHeaders
 
 	ctxAll ctxMask = 1<<iota - 1
 )
@@ -171,6 +198,8 @@ var ctxAttrs = []ctxAttr{
 	{"scopes", ctxScopes, "Set<String>", false},
 	{"auth_age", ctxAuthAge, "Long", true},
 	{"params", ctxParams, "record", false},
+	{"body_size", ctxBodySize, "Long", true},
+	{"headers", ctxHeaders, "record", false},
 }
 
 // typeName names the types that the gate can supply.
@@ -203,6 +232,8 @@ type boundSchema struct {
 	issuer bool              // User has the attribute
 	sub    bool              // likewise
 	client bool              // likewise
+	tenant bool              // likewise
+	groups bool              // a User is in Groups
 	claims map[string]string // claim to the type of the User attribute of its name
 	tags   bool              // User has claims as tags
 }
@@ -268,6 +299,12 @@ func (s *boundSchema) bindEntities(bad func(string, ...any)) {
 		bad("must declare entity type User")
 		return
 	}
+	s.groups = slices.Contains(user.ParentTypes, typeGroup)
+	for attr, def := range s.types.Entities[typeGroup].Shape {
+		if !def.Optional {
+			bad("entity type Group declares attribute %q, which the gate cannot supply; remove it", attr)
+		}
+	}
 	if !slices.Contains(user.ParentTypes, typeRole) {
 		bad("entity type User must be in [Role]")
 	}
@@ -292,6 +329,11 @@ func (s *boundSchema) bindUserAttr(attr, typ string, optional bool, bad func(str
 		s.client, want = true, string(typeClient)
 		if !optional {
 			bad("attribute client of entity type User must be optional (client?)")
+		}
+	case attrTenant:
+		s.tenant = true
+		if !optional {
+			bad("attribute tenant of entity type User must be optional (tenant?)")
 		}
 	default:
 		s.claims[attr] = typ
@@ -332,8 +374,23 @@ func (s *boundSchema) bindAction(r Route, name string, bad func(string, ...any))
 			bad("context of action %s declares %s: %s; the gate supplies %s", quote(name), attr, got, known.typ)
 		} else if known.optional && !def.Optional {
 			bad("context of action %s must declare %s? as optional, because it is not always known", quote(name), attr)
-		} else if rec, ok := def.Type.(resolved.RecordType); ok {
+		} else if rec, ok := def.Type.(resolved.RecordType); ok && known.bit == ctxHeaders {
+			bindHeaders(name, rec, bad)
+		} else if ok {
 			s.bindParams(r, name, rec, bad)
+		}
+	}
+}
+
+// bindHeaders: a policy sees all values of a field, so that none can hide behind
+// another one.
+func bindHeaders(name string, rec resolved.RecordType, bad func(string, ...any)) {
+	for attr, def := range rec {
+		switch {
+		case typeName(def.Type) != "Set<String>":
+			bad("context of action %s declares headers.%s as %s; it is a Set<String> of all its values", quote(name), attr, typeName(def.Type))
+		case !validHeader(string(attr)):
+			bad("context of action %s declares headers[%q]; write the name of a header in lower case", quote(name), attr)
 		}
 	}
 }

@@ -1,0 +1,67 @@
+package gate
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/gatebook/gatebook/internal/book/record"
+	"github.com/gatebook/gatebook/internal/gate/authn"
+	"github.com/gatebook/gatebook/internal/gate/authz"
+)
+
+// The names under which a record's claims hold what policies read of a token
+// and a record has no field for.
+const (
+	ScopeClaim = "scope"       // the scopes, with a space between two
+	AgeClaim   = "login_age_s" // seconds since the person authenticated, rounded up
+)
+
+// recordInputs keeps what the policies read, so that the decision can be made
+// again.
+func (x *exchange) recordInputs(p *authn.Principal) {
+	raw := &x.rec.Raw
+	if x.route.RecordScopes && !slices.Contains(x.route.RecordClaims, ScopeClaim) {
+		raw.Claims = append(raw.Claims, record.Pair{Name: ScopeClaim, Value: strings.Join(p.Scopes, " ")})
+	}
+	if x.route.RecordAge && !p.AuthTime.IsZero() && !slices.Contains(x.route.RecordClaims, AgeClaim) {
+		age := max(x.start.Sub(p.AuthTime), 1)
+		raw.Claims = append(raw.Claims, record.Pair{Name: AgeClaim, Value: strconv.FormatInt(int64((age-1)/time.Second)+1, 10)})
+	}
+}
+
+// fieldValues are the values of a request field, for policies.
+func (x *exchange) fieldValues(name string) (values []string) {
+	for i := range x.req.Fields {
+		if f := &x.req.Fields[i]; f.Name == name {
+			values = append(values, f.Value)
+		}
+	}
+	return values
+}
+
+// tryShadow hands the decision to the shadow policies. Two readings of a path
+// are two questions, of which only the stricter answer counts, so those are
+// left out.
+func (x *exchange) tryShadow(d authz.Decision) {
+	if s := x.route.Shadow; s != nil && x.req.Forms == 0 {
+		x.shadow = s.Submit(x.idText, &x.asked, d)
+	}
+}
+
+// takeShadow puts the shadow policies' decision into the record if it is there
+// by now and another one; nobody waits for it.
+func (x *exchange) takeShadow() {
+	if x.shadow == nil {
+		return
+	}
+	d, differs := x.shadow.Take()
+	if !differs {
+		return
+	}
+	x.rec.Authz.ShadowDecision, x.rec.Authz.ShadowPolicies = decisionDeny, d.Policies
+	if d.Allow {
+		x.rec.Authz.ShadowDecision = decisionAllow
+	}
+}
