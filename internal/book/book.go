@@ -211,15 +211,18 @@ func (k ringKeys) Born(births [][]byte) error               { return k.ring.Proj
 // codec is the record's codec as the ledger sees it: it yields to traffic.
 type codec struct{ record.Codec }
 
-func (codec) EncodeColumns(frames iter.Seq[[]byte], hints [][]byte, yield func()) ([][]byte, error) {
-	e, err := record.NewColumnEncoder(hints)
+func (codec) EncodeColumns(frames iter.Seq[[]byte], hints func() [][]byte, yield func()) ([][]byte, error) {
+	e, err := record.NewColumnEncoder(nil)
 	if err != nil {
 		return nil, err
 	}
-	n := 0
+	hinted := 0
 	for f := range frames {
-		if n++; n%16 == 0 {
-			yield()
+		known := hints()
+		for ; hinted < len(known); hinted++ {
+			if err := e.Hint(known[hinted]); err != nil {
+				return nil, err
+			}
 		}
 		if err := e.Add(f); err != nil {
 			return nil, err
@@ -233,9 +236,6 @@ func (codec) Frames(cols [][]byte, n int, yield func()) iter.Seq2[[]byte, error]
 		d, err := record.NewColumnDecoder(cols, n)
 		var frame []byte
 		for i := 0; i < n && err == nil; i++ {
-			if i%16 == 0 {
-				yield()
-			}
 			if frame, err = d.Next(frame[:0]); err == nil && !give(frame, nil) {
 				return
 			}

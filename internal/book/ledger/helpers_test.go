@@ -97,7 +97,7 @@ func subjectKey(id [16]byte) [32]byte { return sha256.Sum256(append([]byte("subj
 // testCodec keeps frames in one column.
 type testCodec struct{}
 
-func (testCodec) EncodeColumns(frames iter.Seq[[]byte], _ [][]byte, _ func()) ([][]byte, error) {
+func (testCodec) EncodeColumns(frames iter.Seq[[]byte], _ func() [][]byte, _ func()) ([][]byte, error) {
 	var col []byte
 	for f := range frames {
 		col = binary.AppendUvarint(col, uint64(len(f)))

@@ -53,8 +53,10 @@ type Keys interface {
 // concurrent use.
 type Codec interface {
 	// yield is called between pieces of work; DecodeColumns takes nil too.
-	// EncodeColumns does not keep a frame, which is good until the next.
-	EncodeColumns(frames iter.Seq[[]byte], hints [][]byte, yield func()) (cols [][]byte, err error)
+	// EncodeColumns does not keep a frame, which is good until the next, and
+	// reads them once. hints gives those that are known when it is called; more
+	// may come with a frame.
+	EncodeColumns(frames iter.Seq[[]byte], hints func() [][]byte, yield func()) (cols [][]byte, err error)
 	// Frames gives n frames one by one, each good until the next.
 	Frames(cols [][]byte, n int, yield func()) iter.Seq2[[]byte, error]
 	DecodeColumns(cols [][]byte, n int, yield func()) (frames [][]byte, err error)

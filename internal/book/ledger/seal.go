@@ -1,13 +1,12 @@
 package ledger
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io/fs"
 	"runtime"
-	"slices"
 	"time"
 
 	"github.com/gatebook/gatebook/internal/book/store"
@@ -138,12 +137,11 @@ func (l *Ledger) seal(ctx context.Context, w *walFile) error {
 // it.
 func (l *Ledger) bindSegment(ctx context.Context, w *walFile) error {
 	slice := newSlicer(l.opt.Now)
-	in, readErr, err := l.segmentInput(w, slice.yield)
+	in, err := l.segmentInput(w, slice.yield)
 	if err != nil {
 		return err
 	}
 	m, err := l.writeSegment(in, slice.yield)
-	err = errors.Join(readErr(), err)
 	if err != nil {
 		return errors.Join(err, l.opt.Keys.DropFileKey(UseSegment, in.header.keyID))
 	}
@@ -159,79 +157,35 @@ func (l *Ledger) bindSegment(ctx context.Context, w *walFile) error {
 	return nil
 }
 
-// segmentInput reads the WAL file again, from the disk: now the personal parts,
-// and the frames when they are asked for, which may fail with a readErr.
-func (l *Ledger) segmentInput(w *walFile, yield func()) (in *segmentInput, readErr func() error, err error) {
-	in = &segmentInput{}
-	again, err := w.reread(collector{in: in, yield: yield})
-	if err != nil {
-		return nil, nil, err
-	}
-	yield()
-	if !slices.Equal(again.entries, w.entries) {
-		return nil, nil, fmt.Errorf("%s holds %d leaves on the disk that are not the %d in memory", w.name, again.count(), w.count())
-	}
-	in.entries = again.entries
-	var failed error
+// segmentInput has a segment made from a WAL file, which is read again, from the
+// disk, when the frames are asked for.
+func (l *Ledger) segmentInput(w *walFile, yield func()) (*segmentInput, error) {
+	in := &segmentInput{entries: w.entries}
 	in.frames = func(give func([]byte) bool) {
-		if _, err := w.reread(frameReader(give)); !errors.Is(err, errStopped) {
-			failed = err
-		}
+		in.failed = w.again(yield, func(it *item) error {
+			switch {
+			case it.typ == itemRecord:
+				in.personal.add(it.subject, it.personal)
+				if !give(it.frame) {
+					return errStopped
+				}
+			case it.typ == itemMark && it.kind == markHint:
+				in.hints = append(in.hints, bytes.Clone(it.data))
+			}
+			return nil
+		})
 	}
 	id, key, err := l.opt.Keys.NewFileKey(UseSegment)
 	if err != nil {
-		return nil, nil, &KeyError{What: "a new segment", Err: err}
+		return nil, &KeyError{What: "a new segment", Err: err}
 	}
 	in.key = key
 	in.header = segmentHeader{first: w.header.first, count: w.count(), keyID: id, origin: l.opt.Origin}
-	if _, err := rand.Read(in.header.salt[:]); err != nil {
-		return nil, nil, err
-	}
-	return in, func() error { return failed }, nil
+	_, err = rand.Read(in.header.salt[:])
+	return in, err
 }
 
-// reread replays a complete WAL file from the disk.
-func (w *walFile) reread(r replayer) (*walFile, error) {
-	again := &walFile{name: w.name, f: w.f, header: w.header, hdrSize: w.hdrSize, cipher: w.cipher, end: w.hdrSize}
-	head := make([]byte, w.hdrSize)
-	if err := store.ReadFull(w.f, head, 0); err != nil {
-		return nil, err
-	}
-	again.lastTag = firstTag(head)
-	_, err := again.replay(r)
-	return again, err
-}
-
-// collector gathers all of a WAL file but the frames.
-type collector struct {
-	in    *segmentInput
-	yield func()
-}
-
-func (c collector) item(_ *walFile, it *item) error {
-	switch {
-	case it.typ == itemRecord:
-		if it.index%16 == 0 {
-			c.yield()
-		}
-		c.in.personal.add(it.subject, it.personal)
-	case it.typ == itemMark && it.kind == markHint:
-		c.in.hints = append(c.in.hints, append([]byte(nil), it.data...))
-	}
-	return nil
-}
-
-// frameReader is given the frames of a WAL file until it has enough.
-type frameReader func(frame []byte) bool
-
-var errStopped = errors.New("enough was read")
-
-func (give frameReader) item(_ *walFile, it *item) error {
-	if it.typ == itemRecord && !give(it.frame) {
-		return errStopped
-	}
-	return nil
-}
+var errStopped = errors.New("reading was given up")
 
 // writeSegment writes the file, reads it back and proves that it holds what
 // was committed to, before it gets its name.
@@ -241,15 +195,11 @@ func (l *Ledger) writeSegment(in *segmentInput, yield func()) (*manifest, error)
 		return nil, err
 	}
 	defer p.close()
-	b, err := buildSegment(in, l.opt.Codec, l.opt.Keys, p, yield)
-	if err != nil {
+	name := segmentName(in.header.first, in.header.generation)
+	if err := l.writeTemp(name+".tmp", in, p, yield); err != nil {
 		return nil, err
 	}
 	in.personal = personalParts{} // what is read back takes as much memory again
-	name := segmentName(in.header.first, in.header.generation)
-	if err := l.writeTemp(name+".tmp", b); err != nil {
-		return nil, err
-	}
 	back, err := readSegmentSlowly(l.opt.FS, name+".tmp", yield)
 	if err != nil {
 		return nil, fmt.Errorf("reading back: %w", err)
@@ -270,15 +220,17 @@ func (l *Ledger) writeSegment(in *segmentInput, yield func()) (*manifest, error)
 	}, nil
 }
 
-func (l *Ledger) writeTemp(name string, b []byte) error {
-	if err := l.opt.FS.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+// writeTemp writes a segment that has not got its name yet.
+func (l *Ledger) writeTemp(name string, in *segmentInput, p *packer, yield func()) error {
+	if err := store.Remove(l.opt.FS, name); err != nil {
 		return err
 	}
 	f, err := l.opt.FS.Create(name)
 	if err != nil {
 		return diskError(err)
 	}
-	_, err = f.WriteAt(b, 0)
+	out := newFileWriter(f, yield)
+	err = buildSegment(out, in, l.opt.Codec, l.opt.Keys, p, yield)
 	if err == nil {
 		err = f.Sync()
 	}
@@ -294,9 +246,11 @@ func (l *Ledger) compare(in *segmentInput, back *segmentFile, yield func()) erro
 	defer u.dec.Close()
 	u.yield = yield
 	var scratch []byte
+	work := 0
 	keys := map[[16]byte]*[32]byte{}
-	return back.eachSlowly(&in.key, l.opt.Codec, l.opt.Keys, u, func(s *Sealed) error {
-		if s.Index%16 == 0 {
+	return back.each(&in.key, l.opt.Codec, l.opt.Keys, u, func(s *Sealed) error {
+		if work += len(s.Frame) + len(s.Personal); work > workPiece {
+			work = 0
 			yield()
 		}
 		want := in.entries[s.Index-in.header.first]
@@ -337,10 +291,14 @@ type slicer struct {
 // others run.
 const sliceLength = 100 * time.Microsecond
 
+// sliceEarly is when a slice ends: what is done between two yields takes less
+// than the rest.
+const sliceEarly = sliceLength / 2
+
 func newSlicer(now func() time.Time) *slicer { return &slicer{now: now, begun: now()} }
 
 func (s *slicer) yield() {
-	if now := s.now(); now.Sub(s.begun) > sliceLength {
+	if now := s.now(); now.Sub(s.begun) > sliceEarly {
 		runtime.Gosched()
 		s.begun = s.now()
 	}

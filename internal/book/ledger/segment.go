@@ -10,6 +10,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"iter"
 
@@ -112,6 +113,8 @@ type packer struct {
 	slow  *zstd.Encoder // of large ones, in pieces
 	yield func()        // between pieces of work; nil: none
 	tmp   []byte
+
+	sealed []byte // scratch of sealTo
 }
 
 // Blocks above packWhole are compressed in pieces of packPiece, so that others
@@ -271,12 +274,14 @@ func (u *unpacker) unpack(packed, dst []byte) ([]byte, error) {
 
 // segmentInput is what a segment is built from. entries are all leaves of the
 // range, frames and personal those of type record in order. Together the frames
-// are large, so they are not kept in memory.
+// are large, so they are not kept in memory. Reading frames fills personal and
+// hints on the way, and sets failed if it ended early.
 type segmentInput struct {
 	header   segmentHeader
 	key      [32]byte
 	entries  []entry
 	frames   iter.Seq[[]byte] // each good until the next
+	failed   error
 	personal personalParts
 	hints    [][]byte
 }
@@ -304,70 +309,129 @@ func (p *personalParts) add(subject [16]byte, personal []byte) {
 	p.blocks[n] = append(p.blocks[n], personal...)
 }
 
-// buildSegment makes the file's bytes. yield is called between pieces of work.
-func buildSegment(in *segmentInput, codec Codec, keys Keys, p *packer, yield func()) ([]byte, error) {
+// fileWriter writes a new file from its beginning, in pieces, and sums it up.
+// After an error it does nothing.
+type fileWriter struct {
+	f     io.WriterAt
+	yield func()
+	sum   hash.Hash
+	buf   []byte
+	at    int64 // of buf in the file
+	err   error
+}
+
+// filePiece is how much goes to the file at once: what the kernel copies while
+// nobody else runs.
+const filePiece = 32 << 10
+
+func newFileWriter(f io.WriterAt, yield func()) *fileWriter {
+	return &fileWriter{f: f, yield: yield, sum: sha256.New(), buf: make([]byte, 0, filePiece)}
+}
+
+// offset is where the next byte goes.
+func (w *fileWriter) offset() uint64 { return uint64(w.at) + uint64(len(w.buf)) }
+
+func (w *fileWriter) write(b []byte) {
+	for len(b) > 0 {
+		n := min(len(b), cap(w.buf)-len(w.buf))
+		w.buf = append(w.buf, b[:n]...)
+		b = b[n:]
+		if len(w.buf) == cap(w.buf) {
+			w.flush()
+		}
+	}
+}
+
+func (w *fileWriter) flush() {
+	if w.err != nil || len(w.buf) == 0 {
+		return
+	}
+	w.sum.Write(w.buf)
+	_, w.err = w.f.WriteAt(w.buf, w.at)
+	w.at += int64(len(w.buf))
+	w.buf = w.buf[:0]
+	w.yield()
+}
+
+// finish ends the file with the SHA-256 of all before.
+func (w *fileWriter) finish() error {
+	w.flush()
+	w.write(w.sum.Sum(nil))
+	w.flush()
+	return w.err
+}
+
+// buildSegment writes the file's bytes. yield is called between pieces of work.
+func buildSegment(out *fileWriter, in *segmentInput, codec Codec, keys Keys, p *packer, yield func()) error {
 	h := &in.header
-	out := h.encode()
-	cols, err := codec.EncodeColumns(in.frames, in.hints, yield)
-	if err != nil {
-		return nil, fmt.Errorf("frames into columns: %w", err)
+	out.write(h.encode())
+	cols, err := codec.EncodeColumns(in.frames, func() [][]byte { return in.hints }, yield)
+	if err = errors.Join(in.failed, err); err != nil {
+		return fmt.Errorf("frames into columns: %w", err)
 	}
 	foot := segmentFooter{columns: make([]sealedBlock, len(cols))}
 	for i, col := range cols {
 		yield()
-		if out, foot.columns[i], err = p.seal(out, col, &in.key, h, sectionColumns, uint32(i)); err != nil {
-			return nil, err
+		if foot.columns[i], err = p.sealTo(out, col, &in.key, h, sectionColumns, uint32(i)); err != nil {
+			return err
 		}
 		cols[i] = nil
 	}
-	foot.personal = uint64(len(out))
-	dir, out, err := sealPersonal(out, in, keys, p, yield)
+	foot.personal = out.offset()
+	dir, err := sealPersonal(out, in, keys, p, yield)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	foot.directoryAt = uint64(len(out))
-	if out, foot.directory, err = p.seal(out, dir, &in.key, h, sectionDirectory, 0); err != nil {
-		return nil, err
+	foot.directoryAt = out.offset()
+	if foot.directory, err = p.sealTo(out, dir, &in.key, h, sectionDirectory, 0); err != nil {
+		return err
 	}
-	foot.commitments = uint64(len(out))
+	foot.commitments = out.offset()
 	var others []byte
 	last := uint64(0)
 	for i := range in.entries {
-		out = append(out, in.entries[i].hash[:]...)
+		out.write(in.entries[i].hash[:])
 		if in.entries[i].typ != entryRecord {
 			others = binary.AppendUvarint(others, uint64(i)-last)
 			others = append(others, in.entries[i].typ)
 			last = uint64(i)
 		}
 	}
-	foot.others = uint64(len(out))
-	out = append(out, others...)
-	out = foot.encode(out)
-	sum := sumSlowly(out, yield)
-	return append(out, sum[:]...), nil
+	foot.others = out.offset()
+	out.write(others)
+	out.write(foot.encode(nil))
+	return out.finish()
+}
+
+// sealTo writes the sealed block.
+func (p *packer) sealTo(out *fileWriter, raw []byte, key *[32]byte, h *segmentHeader, section byte, block uint32) (b sealedBlock, err error) {
+	p.sealed, b, err = p.seal(p.sealed[:0], raw, key, h, section, block)
+	out.write(p.sealed)
+	return b, err
 }
 
 // sealPersonal seals the personal parts and returns the directory that finds
 // them again.
-func sealPersonal(out []byte, in *segmentInput, keys Keys, p *packer, yield func()) (dir, _ []byte, err error) {
+func sealPersonal(out *fileWriter, in *segmentInput, keys Keys, p *packer, yield func()) (dir []byte, err error) {
 	parts := &in.personal
 	dir = binary.AppendUvarint(nil, uint64(len(parts.order)))
 	for n, id := range parts.order {
 		yield()
 		key, err := keys.SubjectKey(id)
 		if err != nil {
-			return nil, nil, &KeyError{What: fmt.Sprintf("subject %x", id), Err: err}
+			return nil, &KeyError{What: fmt.Sprintf("subject %x", id), Err: err}
 		}
-		var b sealedBlock
-		if out, b, err = p.seal(out, parts.blocks[n], &key, &in.header, sectionPersonal, uint32(n)); err != nil {
-			return nil, nil, err
+		b, err := p.sealTo(out, parts.blocks[n], &key, &in.header, sectionPersonal, uint32(n))
+		if err != nil {
+			return nil, err
 		}
+		parts.blocks[n] = nil
 		dir = append(dir, id[:]...)
 		dir = binary.AppendUvarint(dir, uint64(b.raw))
 		dir = binary.AppendUvarint(dir, uint64(b.sealed))
 		dir = append(dir, b.commit[:]...)
 	}
-	return append(dir, parts.owners...), out, nil
+	return append(dir, parts.owners...), nil
 }
 
 // segmentFooter tells where the sections are.

@@ -21,6 +21,14 @@ type builtSegment struct {
 	unpack  *unpacker
 }
 
+// memWriter is a file in memory, written from front to back.
+type memWriter []byte
+
+func (m *memWriter) WriteAt(b []byte, off int64) (int, error) {
+	*m = append((*m)[:off], b...)
+	return len(b), nil
+}
+
 // testRecord is one record that goes in.
 type testRecord struct {
 	index           uint64
@@ -69,8 +77,8 @@ func buildTestSegment(t testing.TB, origin string, first uint64, n int) *builtSe
 		t.Fatal(err)
 	}
 	defer p.enc.Close()
-	b, err := buildSegment(in, testCodec{}, keys, p, func() {})
-	if err != nil {
+	var b memWriter
+	if err := buildSegment(newFileWriter(&b, func() {}), in, testCodec{}, keys, p, func() {}); err != nil {
 		t.Fatal(err)
 	}
 	u, err := newUnpacker()

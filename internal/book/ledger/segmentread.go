@@ -3,7 +3,6 @@ package ledger
 import (
 	"encoding/binary"
 	"fmt"
-	"iter"
 
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -27,9 +26,16 @@ func readSegment(fsys store.FS, name string) (*segmentFile, error) {
 	return readSegmentSlowly(fsys, name, nil)
 }
 
-// readSegmentSlowly is readSegment that calls yield between pieces of work.
+// readSegmentSlowly is readSegment that calls yield, if not nil, between pieces
+// of work.
 func readSegmentSlowly(fsys store.FS, name string, yield func()) (*segmentFile, error) {
-	b, err := store.ReadFile(fsys, name, maxSegment)
+	read := store.ReadFile
+	if yield != nil {
+		read = func(fsys store.FS, name string, limit int64) ([]byte, error) {
+			return store.ReadFileSlowly(fsys, name, limit, yield)
+		}
+	}
+	b, err := read(fsys, name, maxSegment)
 	if err != nil {
 		return nil, err
 	}
@@ -240,23 +246,31 @@ func (s *segmentFile) directory(key *[32]byte, u *unpacker) (*directory, error) 
 	return d, nil
 }
 
-// personal opens block n and returns its parts in record order.
-func (s *segmentFile) personal(d *directory, n int, key *[32]byte, u *unpacker) ([][]byte, error) {
+// personal opens block n: its parts in record order, each behind its length.
+func (s *segmentFile) personal(d *directory, n int, key *[32]byte, u *unpacker) ([]byte, error) {
 	b := d.blocks[n]
-	raw, err := u.open(s.b[d.at[n]:d.at[n]+uint64(b.sealed)], b, key, &s.header, sectionPersonal, uint32(n))
-	if err != nil {
-		return nil, err
-	}
-	var parts [][]byte
-	for len(raw) > 0 {
-		size, rest, ok := takeUvarint(raw, uint64(len(raw)))
-		if !ok || size > uint64(len(rest)) {
-			return nil, errSegment
+	return u.open(s.b[d.at[n]:d.at[n]+uint64(b.sealed)], b, key, &s.header, sectionPersonal, uint32(n))
+}
+
+// countParts counts the personal parts in an opened block, -1 if it is not
+// well-formed.
+func countParts(raw []byte) int {
+	n := 0
+	for ok := true; len(raw) > 0; n++ {
+		if _, raw, ok = nextPart(raw); !ok {
+			return -1
 		}
-		parts = append(parts, rest[:size:size])
-		raw = rest[size:]
 	}
-	return parts, nil
+	return n
+}
+
+// nextPart takes the first part off an opened block.
+func nextPart(raw []byte) (part, rest []byte, ok bool) {
+	size, rest, ok := takeUvarint(raw, uint64(len(raw)))
+	if !ok || size > uint64(len(rest)) {
+		return nil, nil, false
+	}
+	return rest[:size:size], rest[size:], true
 }
 
 // takeUvarint reads a varint of at most limit.
@@ -279,78 +293,97 @@ type Sealed struct {
 	PersonalErr error
 }
 
-// each opens the whole segment and hands out every leaf in order. Personal
-// parts whose key is gone come with PersonalErr.
+// each opens the whole segment and hands out every leaf in order; what is handed
+// out is good during the call. Personal parts whose key is gone come with
+// PersonalErr. One frame is in memory at a time: frames that are damaged may
+// come after good ones.
 func (s *segmentFile) each(key *[32]byte, codec Codec, keys Keys, u *unpacker, fn func(*Sealed) error) error {
-	frames, err := s.frames(key, codec, u)
-	if err != nil {
-		return err
-	}
-	r := 0
-	return s.handOut(func() ([]byte, error) {
-		r++
-		return frames[r-1], nil
-	}, key, keys, u, fn)
-}
-
-// eachSlowly is each that has one frame in memory at a time: what is handed out
-// is good during the call, and frames that are damaged may come after good ones.
-func (s *segmentFile) eachSlowly(key *[32]byte, codec Codec, keys Keys, u *unpacker, fn func(*Sealed) error) error {
 	cols, err := s.columns(key, u)
 	if err != nil {
 		return err
 	}
-	next, stop := iter.Pull2(codec.Frames(cols, s.records(), u.yield))
-	defer stop()
-	return s.handOut(func() ([]byte, error) {
-		frame, err, ok := next()
-		if !ok {
-			err = errSegment
-		}
-		return frame, err
-	}, key, keys, u, fn)
-}
-
-// handOut puts frames and personal parts together.
-func (s *segmentFile) handOut(next func() ([]byte, error), key *[32]byte, keys Keys, u *unpacker, fn func(*Sealed) error) error {
-	d, err := s.directory(key, u)
+	h, err := s.handing(key, keys, u)
 	if err != nil {
 		return err
 	}
-	parts := make([][][]byte, len(d.blocks))
-	errs := make([]error, len(d.blocks))
+	yield := u.yield
+	if yield == nil {
+		yield = func() {}
+	}
+	for frame, err := range codec.Frames(cols, s.records(), yield) {
+		if err == nil {
+			err = h.manifests(fn)
+		}
+		if err == nil {
+			err = h.record(frame, fn)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if h.r < len(h.d.owners) {
+		return errSegment
+	}
+	return h.manifests(fn)
+}
+
+// handing puts frames and personal parts together.
+type handing struct {
+	s    *segmentFile
+	d    *directory
+	rest [][]byte // by block: the personal parts to come
+	errs []error  // by block: why there are none
+	i, r int      // entries and records handed out
+	out  Sealed
+}
+
+func (s *segmentFile) handing(key *[32]byte, keys Keys, u *unpacker) (*handing, error) {
+	d, err := s.directory(key, u)
+	if err != nil {
+		return nil, err
+	}
+	h := &handing{s: s, d: d, rest: make([][]byte, len(d.blocks)), errs: make([]error, len(d.blocks))}
 	counts := make([]int, len(d.blocks))
 	for _, o := range d.owners {
 		counts[o]++
 	}
 	for n, id := range d.subjects {
+		if u.yield != nil {
+			u.yield()
+		}
 		k, err := keys.SubjectKey(id)
 		if err != nil {
-			errs[n] = &KeyError{What: fmt.Sprintf("subject %x", id), Err: err}
+			h.errs[n] = &KeyError{What: fmt.Sprintf("subject %x", id), Err: err}
 			continue
 		}
-		if parts[n], err = s.personal(d, n, &k, u); err == nil && len(parts[n]) != counts[n] {
+		if h.rest[n], err = s.personal(d, n, &k, u); err == nil && countParts(h.rest[n]) != counts[n] {
 			err = errSegment
 		}
-		errs[n] = err
+		h.errs[n] = err
 	}
-	r := 0
-	for i := range s.entries {
-		out := Sealed{Index: s.first() + uint64(i), Manifest: s.entries[i].typ != entryRecord}
-		if !out.Manifest {
-			o := d.owners[r]
-			out.Subject, out.PersonalErr = d.subjects[o], errs[o]
-			if out.Frame, err = next(); err != nil {
-				return err
-			}
-			if errs[o] == nil {
-				out.Personal, parts[o] = parts[o][0], parts[o][1:]
-			}
-			r++
-		}
-		if err := fn(&out); err != nil {
+	return h, nil
+}
+
+// manifests hands out the leaves before the next record that are none.
+func (h *handing) manifests(fn func(*Sealed) error) error {
+	for ; h.i < len(h.s.entries) && h.s.entries[h.i].typ != entryRecord; h.i++ {
+		if err := fn(&Sealed{Index: h.s.first() + uint64(h.i), Manifest: true}); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (h *handing) record(frame []byte, fn func(*Sealed) error) error {
+	if h.r == len(h.d.owners) {
+		return errSegment
+	}
+	o := h.d.owners[h.r]
+	h.out = Sealed{Index: h.s.first() + uint64(h.i), Subject: h.d.subjects[o], PersonalErr: h.errs[o], Frame: frame}
+	if h.errs[o] == nil {
+		h.out.Personal, h.rest[o], _ = nextPart(h.rest[o])
+	}
+	h.i++
+	h.r++
+	return fn(&h.out)
 }

@@ -153,15 +153,16 @@ func (w *walFile) replay(r replayer) (tail walTail, err error) {
 	if err != nil {
 		return tail, err
 	}
-	head := make([]byte, batchHead)
-	var raw, items []byte
+	read := walWindow{f: w.f, size: size}
+	var items []byte
 	prev := w.lastTag
 	for {
 		tail = walTail{off: w.end, seq: w.seq + 1, size: size}
 		if w.end+batchHead > size {
 			break
 		}
-		if err := store.ReadFull(w.f, head, w.end); err != nil {
+		head, err := read.at(w.end, batchHead)
+		if err != nil {
 			return tail, err
 		}
 		info := decodeBatchHead(head)
@@ -170,11 +171,8 @@ func (w *walFile) replay(r replayer) (tail walTail, err error) {
 		if !plausible(info, size) || info.seq != w.seq+1 {
 			break
 		}
-		if cap(raw) < int(batchHead+info.length) {
-			raw = make([]byte, batchHead+info.length)
-		}
-		raw = raw[:batchHead+info.length]
-		if err := store.ReadFull(w.f, raw, info.off); err != nil {
+		raw, err := read.at(info.off, batchHead+int(info.length))
+		if err != nil {
 			return tail, err
 		}
 		items, err = w.cipher.open(items[:0], raw, &prev)
@@ -188,6 +186,100 @@ func (w *walFile) replay(r replayer) (tail walTail, err error) {
 		w.lastTag = prev
 	}
 	return tail, w.scanOn(&tail)
+}
+
+// walWindow reads a file from the front to the back in pieces, so that small
+// batches do not cost a system call each and no call takes long.
+type walWindow struct {
+	f    store.File
+	size int64 // how far the file is read
+	buf  []byte
+	off  int64 // of buf in the file
+}
+
+const walPiece = 64 << 10
+
+// at returns the n bytes at off, good until the next call.
+func (r *walWindow) at(off int64, n int) ([]byte, error) {
+	if at := off - r.off; at >= 0 && at+int64(n) <= int64(len(r.buf)) {
+		return r.buf[at : at+int64(n)], nil
+	}
+	if off+int64(n) > r.size {
+		return nil, io.ErrUnexpectedEOF
+	}
+	want := int(min(int64(max(n, walPiece)), r.size-off))
+	if cap(r.buf) < want {
+		r.buf = make([]byte, want)
+	}
+	r.buf, r.off = r.buf[:want], off
+	if err := store.ReadFull(r.f, r.buf, off); err != nil {
+		r.buf = r.buf[:0]
+		return nil, err
+	}
+	return r.buf[:n], nil
+}
+
+// again hands out the items of a complete file once more, from the disk, and
+// demands the leaves that memory holds. It calls yield between pieces of work.
+func (w *walFile) again(yield func(), fn func(*item) error) error {
+	read := walWindow{f: w.f, size: w.end}
+	head, err := read.at(0, int(w.hdrSize))
+	if err != nil {
+		return err
+	}
+	prev, off, n, work := firstTag(head), w.hdrSize, 0, 0
+	var items []byte
+	for seq := uint64(1); off < w.end; seq++ {
+		if head, err = read.at(off, batchHead); err != nil {
+			return err
+		}
+		info := decodeBatchHead(head)
+		info.off = off
+		if info.seq != seq || !plausible(info, w.end) {
+			return w.differs(n)
+		}
+		raw, err := read.at(off, batchHead+int(info.length))
+		if err != nil {
+			return err
+		}
+		if items, err = w.cipher.open(items[:0], raw, &prev); err != nil {
+			return w.differs(n)
+		}
+		copy(prev[:], raw[len(raw)-tagSize:])
+		off = info.end()
+		for rest := items; len(rest) > 0; {
+			var it item
+			before := len(rest)
+			if it, rest, err = nextItem(rest); err != nil {
+				return w.differs(n)
+			}
+			if work += before - len(rest); work > workPiece {
+				work = 0
+				yield()
+			}
+			if leaf, ok := it.leaf(); ok {
+				if n == len(w.entries) || leaf != w.entries[n] || it.leafIndex() != w.header.first+uint64(n) {
+					return w.differs(n)
+				}
+				n++
+			}
+			if err := fn(&it); err != nil {
+				return err
+			}
+		}
+	}
+	if n != len(w.entries) {
+		return w.differs(n)
+	}
+	return nil
+}
+
+// workPiece is how many bytes of records are worked on between two yields: at
+// the speed of sealing a small part of a slice.
+const workPiece = 8 << 10
+
+func (w *walFile) differs(n int) error {
+	return fmt.Errorf("%s holds %d leaves on the disk that are the %d in memory, and then others", w.name, n, w.count())
 }
 
 // take accepts one decrypted batch.

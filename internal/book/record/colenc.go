@@ -79,13 +79,21 @@ func NewColumnEncoder(hints [][]byte) (*ColumnEncoder, error) {
 	e.ids.prev = verbatimID
 	e.sp, e.was = new(spans), new(spans)
 	for _, h := range hints {
-		m, err := NewIDMaker(h)
-		if err != nil {
+		if err := e.Hint(h); err != nil {
 			return nil, err
 		}
-		e.ids.sources = append(e.ids.sources, idSource{IDMaker: m})
 	}
 	return e, nil
+}
+
+// Hint tells the key of an id maker whose ids may follow.
+func (e *ColumnEncoder) Hint(key []byte) error {
+	m, err := NewIDMaker(key)
+	if err != nil {
+		return err
+	}
+	e.ids.sources = append(e.ids.sources, idSource{IDMaker: m})
+	return nil
 }
 
 // Verbatim gives how many of the frames so far did not decode strictly and are

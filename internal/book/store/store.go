@@ -66,6 +66,10 @@ var ErrTooLarge = errors.New("more than the")
 // ReadFile returns the whole content of a file. It refuses more than limit
 // bytes.
 func ReadFile(fsys FS, name string, limit int64) ([]byte, error) {
+	return readFile(fsys, name, limit, limit, func() {})
+}
+
+func readFile(fsys FS, name string, limit, piece int64, yield func()) ([]byte, error) {
 	f, err := fsys.Open(name)
 	if err != nil {
 		return nil, err
@@ -79,10 +83,18 @@ func ReadFile(fsys FS, name string, limit int64) ([]byte, error) {
 		return nil, fmt.Errorf("%s has %d bytes, %w %d that it may have", name, size, ErrTooLarge, limit)
 	}
 	b := make([]byte, size)
-	if err := ReadFull(f, b, 0); err != nil {
-		return nil, fmt.Errorf("reading %s: %w", name, err)
+	for at := int64(0); at < size; at += piece {
+		if err := ReadFull(f, b[at:min(at+piece, size)], at); err != nil {
+			return nil, fmt.Errorf("reading %s: %w", name, err)
+		}
+		yield()
 	}
 	return b, nil
+}
+
+// ReadFileSlowly is ReadFile that reads in pieces and calls yield between them.
+func ReadFileSlowly(fsys FS, name string, limit int64, yield func()) ([]byte, error) {
+	return readFile(fsys, name, limit, 64<<10, yield)
 }
 
 // ReadFull fills b from offset off or fails.
