@@ -215,6 +215,8 @@ type Ledger struct {
 	signed  *frontier  // under checkMu
 	latest  []byte     // under mu; newest signed checkpoint
 	sealMu  sync.Mutex // one sealing at a time
+	pack    *packer    // under sealMu; made by the first sealing
+	unpack  *unpacker  // likewise
 }
 
 // markAt is where an open mark stands in the WAL.

@@ -309,6 +309,12 @@ func (l *Ledger) Close(ctx context.Context) error {
 		l.failed = ErrClosed
 	}
 	l.mu.Unlock()
+	l.sealMu.Lock()
+	if l.unpack != nil {
+		l.unpack.dec.Close()
+		l.pack, l.unpack = nil, nil
+	}
+	l.sealMu.Unlock()
 	errs := []error{err, l.state.closeAll()}
 	if l.lock != nil {
 		errs = append(errs, l.lock.Close())

@@ -78,6 +78,9 @@ func (l *Ledger) SealNow(ctx context.Context) error {
 func (l *Ledger) sealComplete(ctx context.Context) error {
 	l.sealMu.Lock()
 	defer l.sealMu.Unlock()
+	if err := l.sealingTools(); err != nil {
+		return err
+	}
 	for {
 		l.mu.RLock()
 		n, w, failed := len(l.state.wals), l.state.wals[0], l.failed
@@ -98,6 +101,18 @@ func (l *Ledger) sealComplete(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// sealingTools makes what packs and unpacks segments. It is kept: made anew it
+// would cost others more wait than anything else that sealing does.
+func (l *Ledger) sealingTools() (err error) {
+	if l.pack == nil {
+		l.pack, err = newPacker()
+	}
+	if l.unpack == nil && err == nil {
+		l.unpack, err = newUnpacker()
+	}
+	return err
 }
 
 // seal turns one complete WAL file into a segment: file, read back, manifest
@@ -190,13 +205,8 @@ var errStopped = errors.New("reading was given up")
 // writeSegment writes the file, reads it back and proves that it holds what
 // was committed to, before it gets its name.
 func (l *Ledger) writeSegment(in *segmentInput, yield func()) (*manifest, error) {
-	p, err := newPacker(yield)
-	if err != nil {
-		return nil, err
-	}
-	defer p.close()
 	name := segmentName(in.header.first, in.header.generation)
-	if err := l.writeTemp(name+".tmp", in, p, yield); err != nil {
+	if err := l.writeTemp(name+".tmp", in, yield); err != nil {
 		return nil, err
 	}
 	in.personal = personalParts{} // what is read back takes as much memory again
@@ -221,7 +231,7 @@ func (l *Ledger) writeSegment(in *segmentInput, yield func()) (*manifest, error)
 }
 
 // writeTemp writes a segment that has not got its name yet.
-func (l *Ledger) writeTemp(name string, in *segmentInput, p *packer, yield func()) error {
+func (l *Ledger) writeTemp(name string, in *segmentInput, yield func()) error {
 	if err := store.Remove(l.opt.FS, name); err != nil {
 		return err
 	}
@@ -230,7 +240,7 @@ func (l *Ledger) writeTemp(name string, in *segmentInput, p *packer, yield func(
 		return diskError(err)
 	}
 	out := newFileWriter(f, yield)
-	err = buildSegment(out, in, l.opt.Codec, l.opt.Keys, p, yield)
+	err = buildSegment(out, in, l.opt.Codec, l.opt.Keys, l.pack)
 	if err == nil {
 		err = f.Sync()
 	}
@@ -239,16 +249,11 @@ func (l *Ledger) writeTemp(name string, in *segmentInput, p *packer, yield func(
 
 // compare recomputes every commitment from what the file gives back.
 func (l *Ledger) compare(in *segmentInput, back *segmentFile, yield func()) error {
-	u, err := newUnpacker()
-	if err != nil {
-		return err
-	}
-	defer u.dec.Close()
-	u.yield = yield
+	l.unpack.yield = yield
 	var scratch []byte
 	work := 0
 	keys := map[[16]byte]*[32]byte{}
-	return back.each(&in.key, l.opt.Codec, l.opt.Keys, u, func(s *Sealed) error {
+	return back.each(&in.key, l.opt.Codec, l.opt.Keys, l.unpack, func(s *Sealed) error {
 		if work += len(s.Frame) + len(s.Personal); work > workPiece {
 			work = 0
 			yield()

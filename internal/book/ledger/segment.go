@@ -109,50 +109,35 @@ func gcmOnce(key [32]byte) (cipher.AEAD, error) {
 
 // packer compresses and seals blocks; it belongs to one goroutine.
 type packer struct {
-	enc   *zstd.Encoder // of small blocks, whole
-	slow  *zstd.Encoder // of large ones, in pieces
-	yield func()        // between pieces of work; nil: none
-	tmp   []byte
+	enc *zstd.Encoder
+	tmp bytes.Buffer
 
 	sealed []byte // scratch of sealTo
 }
 
-// Blocks above packWhole are compressed in pieces of packPiece, so that others
-// can run in between. Larger pieces pack better and make others wait longer.
-const (
-	packWhole = 16 << 10
-	packPiece = 16 << 10
-)
+// Blocks are compressed in pieces of packPiece, so that others can run in
+// between. Larger pieces pack better and make others wait longer.
+const packPiece = 16 << 10
 
-func newPacker(yield func()) (*packer, error) {
-	level := zstd.WithEncoderLevel(zstd.SpeedBetterCompression)
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), level, zstd.WithSingleSegment(true))
-	if err != nil {
-		return nil, err
-	}
-	slow, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), level, zstd.WithWindowSize(packPiece))
-	return &packer{enc: enc, slow: slow, yield: yield}, err
+func newPacker() (*packer, error) {
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithEncoderLevel(zstd.SpeedBetterCompression),
+		zstd.WithWindowSize(packPiece), zstd.WithSingleSegment(true))
+	return &packer{enc: enc}, err
 }
 
-func (p *packer) close() { p.enc.Close(); p.slow.Close() }
-
-// pack appends raw, compressed, to dst.
-func (p *packer) pack(dst, raw []byte) ([]byte, error) {
-	if p.yield == nil || len(raw) <= packWhole {
-		return p.enc.EncodeAll(raw, dst), nil
-	}
-	out := bytes.NewBuffer(dst)
-	p.slow.Reset(out)
+// pack appends raw, compressed, to tmp. What fits into one piece is packed as
+// a whole when the stream ends.
+func (p *packer) pack(raw []byte, yield func()) error {
+	p.enc.Reset(&p.tmp)
 	for len(raw) > 0 {
 		n := min(len(raw), packPiece)
-		if _, err := p.slow.Write(raw[:n]); err != nil {
-			return nil, err
+		if _, err := p.enc.Write(raw[:n]); err != nil {
+			return err
 		}
 		raw = raw[n:]
-		p.yield()
+		yield()
 	}
-	err := p.slow.Close()
-	return out.Bytes(), err
+	return p.enc.Close()
 }
 
 // sumSlowly is SHA-256 that calls yield, if not nil, between pieces of work.
@@ -177,8 +162,8 @@ type sealedBlock struct {
 	commit [32]byte
 }
 
-// seal appends the sealed block to dst.
-func (p *packer) seal(dst, raw []byte, key *[32]byte, h *segmentHeader, section byte, block uint32) ([]byte, sealedBlock, error) {
+// seal appends the sealed block to dst. It calls yield between pieces of work.
+func (p *packer) seal(dst, raw []byte, key *[32]byte, h *segmentHeader, section byte, block uint32, yield func()) ([]byte, sealedBlock, error) {
 	k, commit, err := blockKey(key, h, section, block)
 	if err != nil {
 		return dst, sealedBlock{}, err
@@ -187,15 +172,19 @@ func (p *packer) seal(dst, raw []byte, key *[32]byte, h *segmentHeader, section 
 	if err != nil {
 		return dst, sealedBlock{}, err
 	}
-	if p.tmp, err = p.pack(append(p.tmp[:0], packZstd), raw); err != nil {
+	p.tmp.Reset()
+	p.tmp.WriteByte(packZstd)
+	if err := p.pack(raw, yield); err != nil {
 		return dst, sealedBlock{}, err
 	}
-	if len(p.tmp) > len(raw)+1 {
-		p.tmp = append(append(p.tmp[:0], packRaw), raw...)
+	if p.tmp.Len() > len(raw)+1 {
+		p.tmp.Reset()
+		p.tmp.WriteByte(packRaw)
+		p.tmp.Write(raw)
 	}
 	before := len(dst)
 	var nonce [12]byte
-	dst = aead.Seal(dst, nonce[:], p.tmp, nil)
+	dst = aead.Seal(dst, nonce[:], p.tmp.Bytes(), nil)
 	return dst, sealedBlock{uint32(len(raw)), uint32(len(dst) - before), commit}, nil
 }
 
@@ -247,7 +236,7 @@ func (u *unpacker) open(sealed []byte, b sealedBlock, key *[32]byte, h *segmentH
 
 // unpack appends what packed holds to dst.
 func (u *unpacker) unpack(packed, dst []byte) ([]byte, error) {
-	if u.yield == nil || cap(dst) <= packWhole {
+	if u.yield == nil || cap(dst) <= packPiece {
 		return u.dec.DecodeAll(packed, dst)
 	}
 	if err := u.dec.Reset(bytes.NewReader(packed)); err != nil {
@@ -361,8 +350,9 @@ func (w *fileWriter) finish() error {
 	return w.err
 }
 
-// buildSegment writes the file's bytes. yield is called between pieces of work.
-func buildSegment(out *fileWriter, in *segmentInput, codec Codec, keys Keys, p *packer, yield func()) error {
+// buildSegment writes the file's bytes.
+func buildSegment(out *fileWriter, in *segmentInput, codec Codec, keys Keys, p *packer) error {
+	yield := out.yield
 	h := &in.header
 	out.write(h.encode())
 	cols, err := codec.EncodeColumns(in.frames, func() [][]byte { return in.hints }, yield)
@@ -378,7 +368,7 @@ func buildSegment(out *fileWriter, in *segmentInput, codec Codec, keys Keys, p *
 		cols[i] = nil
 	}
 	foot.personal = out.offset()
-	dir, err := sealPersonal(out, in, keys, p, yield)
+	dir, err := sealPersonal(out, in, keys, p)
 	if err != nil {
 		return err
 	}
@@ -405,18 +395,18 @@ func buildSegment(out *fileWriter, in *segmentInput, codec Codec, keys Keys, p *
 
 // sealTo writes the sealed block.
 func (p *packer) sealTo(out *fileWriter, raw []byte, key *[32]byte, h *segmentHeader, section byte, block uint32) (b sealedBlock, err error) {
-	p.sealed, b, err = p.seal(p.sealed[:0], raw, key, h, section, block)
+	p.sealed, b, err = p.seal(p.sealed[:0], raw, key, h, section, block, out.yield)
 	out.write(p.sealed)
 	return b, err
 }
 
 // sealPersonal seals the personal parts and returns the directory that finds
 // them again.
-func sealPersonal(out *fileWriter, in *segmentInput, keys Keys, p *packer, yield func()) (dir []byte, err error) {
+func sealPersonal(out *fileWriter, in *segmentInput, keys Keys, p *packer) (dir []byte, err error) {
 	parts := &in.personal
 	dir = binary.AppendUvarint(nil, uint64(len(parts.order)))
 	for n, id := range parts.order {
-		yield()
+		out.yield()
 		key, err := keys.SubjectKey(id)
 		if err != nil {
 			return nil, &KeyError{What: fmt.Sprintf("subject %x", id), Err: err}

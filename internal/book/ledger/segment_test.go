@@ -72,13 +72,13 @@ func buildTestSegment(t testing.TB, origin string, first uint64, n int) *builtSe
 		in.entries = append(in.entries, entry{entryRecord, r.commit})
 	}
 	in.header.count = uint64(len(in.entries))
-	p, err := newPacker(nil)
+	p, err := newPacker()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer p.enc.Close()
 	var b memWriter
-	if err := buildSegment(newFileWriter(&b, func() {}), in, testCodec{}, keys, p, func() {}); err != nil {
+	if err := buildSegment(newFileWriter(&b, func() {}), in, testCodec{}, keys, p); err != nil {
 		t.Fatal(err)
 	}
 	u, err := newUnpacker()
@@ -143,7 +143,7 @@ func (s *builtSegment) reseal(t *testing.T, key [32]byte, h *segmentHeader, sect
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := newPacker(nil)
+	p, err := newPacker()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +152,7 @@ func (s *builtSegment) reseal(t *testing.T, key [32]byte, h *segmentHeader, sect
 	if err != nil {
 		t.Fatal(err)
 	}
-	sealed, b, err := p.seal(nil, cols[0], &key, h, section, block)
+	sealed, b, err := p.seal(nil, cols[0], &key, h, section, block, func() {})
 	if err != nil {
 		t.Fatal(err)
 	}

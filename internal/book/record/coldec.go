@@ -52,6 +52,13 @@ type ColumnDecoder struct {
 	join     []int // rows of the table that can be written
 	ids      idDecoder
 	id       ID // of the row that was decoded last
+
+	// Rows differ from the one before in few places.
+	moved []bool // by model: its symbol is another one than in the row before
+	dirty []bool // by model: it changed since the row that was joined last
+	shape bool   // a value came or went since then
+	last  []byte // the frame of that row; empty before there is one
+	at    []int  // where each row of join begins in it, and where its end does
 }
 
 // colView is a column that is being read.
@@ -86,7 +93,7 @@ func NewColumnDecoder(cols [][]byte, n int) (*ColumnDecoder, error) {
 		return nil, fmt.Errorf("record: columns of %d frames: want 0 to %d", n, MaxRows)
 	}
 	l := &layoutV1
-	d := &ColumnDecoder{l: l, n: n, predict: newPredictor(l), cols: make([]colView, len(l.models))}
+	d := &ColumnDecoder{l: l, n: n, predict: newPredictor(l), cols: make([]colView, len(l.models)), moved: make([]bool, len(l.models)), dirty: make([]bool, len(l.models))}
 	if err := d.header(cols[colHeader]); err != nil {
 		return nil, err
 	}
@@ -218,6 +225,7 @@ func (d *ColumnDecoder) plan(cols [][]byte) {
 			d.join = append(d.join, i)
 		}
 	}
+	d.at = make([]int, len(d.join)+1)
 }
 
 var errNoMore = errors.New("record: no more frames in these columns")
@@ -281,27 +289,84 @@ func (d *ColumnDecoder) decodeRow() error {
 		c := &d.cols[k]
 		switch m.kind {
 		case mSymbol:
-			if !d.symbol(k, m, c) {
+			code := c.planes.get(d.row)
+			if code == 0 && (m.ctx < 0 || !d.moved[m.ctx]) {
+				d.moved[k] = false
+				continue // as in the row before, in the same context
+			}
+			was := d.predict.sym[k]
+			if !d.symbol(k, m, c, code) {
 				return errColumn
 			}
+			now := d.predict.sym[k]
+			d.moved[k] = now != was
+			d.touch(k, now != was, was == 0 || now == 0)
 		case mID:
 			var ok bool
 			if d.id, ok = d.ids.next(d.row, d.predict.val[d.l.time]); !ok {
 				return errColumn
 			}
+			d.dirty[k] = true
 		default:
+			was := d.predict.val[k]
 			v := d.predict.guess(d.l, k) + unzigzag(c.planes.get(d.row))
 			d.predict.learn(d.l, k, v)
+			d.touch(k, v != was, (was == 0 || v == 0) && m.kind != mTime)
 		}
 	}
 	d.row++
 	return nil
 }
 
+// touch notes that a model has another value than in the row before.
+func (d *ColumnDecoder) touch(k int, changed, cameOrWent bool) {
+	if changed {
+		d.dirty[k] = true
+		d.shape = d.shape || cameOrWent
+	}
+}
+
 // joinRow appends the row that was decoded last as a frame.
 func (d *ColumnDecoder) joinRow(dst []byte) []byte {
+	start := len(dst)
+	if d.shape || len(d.last) == 0 {
+		dst = d.joinAnew(dst)
+	} else {
+		dst = d.joinLike(dst)
+	}
+	d.last = append(d.last[:0], dst[start:]...)
+	clear(d.dirty)
+	d.shape = false
+	return dst
+}
+
+// joinLike is joinAnew for a row that has the values that the last frame has:
+// what lies between those that changed is copied from it.
+func (d *ColumnDecoder) joinLike(dst []byte) []byte {
+	start, copied, grown := len(dst), 0, 0
+	for n, i := range d.join {
+		at := d.at[n]
+		d.at[n] = at + grown
+		k := d.l.byRow[i]
+		if k < 0 || !d.dirty[k] {
+			continue
+		}
+		j := joiner{dst: append(dst, d.last[copied:at]...)}
+		d.write(&j, &d.l.tab[i], k, d.id)
+		dst = j.dst
+		copied = d.at[n+1]
+		grown = len(dst) - start - copied
+	}
+	d.at[len(d.join)] += grown
+	return append(dst, d.last[copied:]...)
+}
+
+// joinAnew puts a frame together value by value.
+func (d *ColumnDecoder) joinAnew(dst []byte) []byte {
+	start := len(dst)
 	j := joiner{dst: append(dst, '{')}
-	for _, i := range d.join {
+	for n, i := range d.join {
+		d.at[n] = len(j.dst) - start
 		f := &d.l.tab[i]
 		switch f.typ {
 		case tOpen:
@@ -314,13 +379,14 @@ func (d *ColumnDecoder) joinRow(dst []byte) []byte {
 			d.write(&j, f, d.l.byRow[i], d.id)
 		}
 	}
+	d.at[len(d.join)] = len(j.dst) - start
 	return append(j.dst, '}')
 }
 
 // symbol decodes text.
-func (d *ColumnDecoder) symbol(k int, m *model, c *colView) bool {
+func (d *ColumnDecoder) symbol(k int, m *model, c *colView, code uint64) bool {
 	last := cell(&d.predict.syms[k], d.predict.context(m))
-	switch code := c.planes.get(d.row); {
+	switch {
 	case code == 0:
 	case code == 1:
 		*last = 0

@@ -21,8 +21,8 @@ type ColumnEncoder struct {
 	seen     []bool // by model: has had a value; before that every row is absent
 	ids      idEncoder
 	sp, was  *spans // of this frame and of the last one in columns
-	last     []byte // the last frame in columns, nil before there is one
-	again    []byte // scratch
+	last     []byte // the last frame in columns, empty before there is one
+	moved    []bool // by model: its symbol is another one than in the last frame
 }
 
 // colState is a column under construction.
@@ -75,7 +75,7 @@ func (c *colState) appendTo(dst []byte, kind modelKind) []byte {
 // NewColumnEncoder makes an encoder. hints are keys of id makers.
 func NewColumnEncoder(hints [][]byte) (*ColumnEncoder, error) {
 	l := &layoutV1
-	e := &ColumnEncoder{l: l, lastKept: -1, predict: newPredictor(l), cols: make([]colState, len(l.models)), seen: make([]bool, len(l.models))}
+	e := &ColumnEncoder{l: l, lastKept: -1, predict: newPredictor(l), cols: make([]colState, len(l.models)), seen: make([]bool, len(l.models)), moved: make([]bool, len(l.models))}
 	e.ids.prev = verbatimID
 	e.sp, e.was = new(spans), new(spans)
 	for _, h := range hints {
@@ -109,10 +109,12 @@ func (e *ColumnEncoder) Add(frame []byte) error {
 	e.frames++
 	e.total += uint64(len(frame))
 	s := scanner{b: frame}
-	if e.last != nil {
+	if len(e.last) > 0 {
 		s.prev, s.prevSpans = e.last, e.was
 	}
-	if len(frame) > MaxPart || !s.table(e.l.tab, e.sp) || !e.rejoins(frame) {
+	// A frame that the scanner takes is made of the literals of the table and of
+	// the values that it finds, and of nothing else: the decoder joins the same.
+	if len(frame) > MaxPart || !s.table(e.l.tab, e.sp) {
 		e.kept++
 		e.verbatim = binary.AppendUvarint(e.verbatim, uint64(e.frames-1-e.lastKept))
 		e.verbatim = binary.AppendUvarint(e.verbatim, uint64(len(frame)))
@@ -124,35 +126,18 @@ func (e *ColumnEncoder) Add(frame []byte) error {
 		// A column never met needs nothing where it is absent: its
 		// prediction is absent or 0 too, except for mTTFB.
 		m := &e.l.models[k]
+		if m.kind == mSymbol && (s.again[m.field] || e.sp[m.field].hi == 0 && e.was[m.field].hi == 0) && (m.ctx < 0 || !e.moved[m.ctx]) {
+			e.moved[k] = false
+			continue // as in the row before, in the same context
+		}
 		if e.sp[m.field].hi != 0 || e.seen[k] || m.kind == mTTFB {
 			e.value(k, m, frame)
 		}
 	}
 	e.rows++
-	// rejoins left a copy of the frame, which becomes the last one.
-	e.last, e.again = e.again, e.last
+	e.last = append(e.last[:0], frame...)
 	e.sp, e.was = e.was, e.sp
 	return nil
-}
-
-// rejoins reports whether the scanned values, put together as the decoder will
-// do it, give the frame again. The scanner promises it; this checks it.
-func (e *ColumnEncoder) rejoins(frame []byte) bool {
-	j := joiner{dst: append(e.again[:0], '{')}
-	for i := range e.l.tab {
-		f := &e.l.tab[i]
-		switch f.typ {
-		case tOpen:
-			j.open(f)
-		case tClose:
-			j.close()
-		default:
-			sp := e.sp[i]
-			j.value(f, frame[sp.lo:sp.hi])
-		}
-	}
-	e.again = append(j.dst, '}')
-	return string(e.again) == string(frame)
 }
 
 // value codes one value of the row.
@@ -162,7 +147,9 @@ func (e *ColumnEncoder) value(k int, m *model, frame []byte) {
 	e.seen[k] = true
 	switch m.kind {
 	case mSymbol:
+		was := e.predict.sym[k]
 		e.symbol(k, m, raw)
+		e.moved[k] = e.predict.sym[k] != was
 		return
 	case mID:
 		id, _ := parseID(raw[1 : len(raw)-1])

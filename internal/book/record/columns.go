@@ -142,6 +142,9 @@ func (p *planes) set(row int, v uint64) {
 }
 
 func (p *planes) get(row int) uint64 {
+	if p.n == 0 || p.n == 1 && row >= len(p.p[0]) {
+		return 0
+	}
 	var v uint64
 	for k := range p.n {
 		if b := p.p[k]; row < len(b) {

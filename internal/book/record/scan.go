@@ -24,6 +24,7 @@ type scanner struct {
 	// tells its own end.
 	prev      []byte
 	prevSpans *spans
+	again     [len(spans{})]bool // by row: its text is the same as in prev
 }
 
 // same skips the value of row i if it is the same text as in prev.
@@ -93,7 +94,10 @@ func (s *scanner) table(tab []field, sp *spans) bool {
 			if f.mandatory() {
 				return s.fail("expected the key " + f.path)
 			}
-			next := tab[i].next
+			next := f.next
+			if s.prevSpans != nil {
+				next = s.leap(tab, i, p)
+			}
 			for ; i < next; i++ {
 				sp[i] = span{}
 				if tab[i].mandatory() {
@@ -108,7 +112,9 @@ func (s *scanner) table(tab []field, sp *spans) bool {
 			continue
 		}
 		lo := s.pos
-		if (s.prevSpans == nil || !s.same(i-1, f.typ)) && !s.value(f.typ) {
+		if s.prevSpans != nil && s.same(i-1, f.typ) {
+			s.again[i-1] = true
+		} else if !s.value(f.typ) {
 			return false
 		}
 		sp[i-1] = span{int32(lo), int32(s.pos)}
@@ -117,6 +123,25 @@ func (s *scanner) table(tab []field, sp *spans) bool {
 		return s.fail("empty object, which must be absent")
 	}
 	return s.byte('}', "unknown, repeated or misplaced key") && (s.pos == len(s.b) || s.fail("bytes after the end"))
+}
+
+// leap tells how far the row that stands at position p may be from row i, which
+// is absent. Where the frame before had its next value after that row, this one
+// mostly has it too: the rows between are then absent together.
+func (s *scanner) leap(tab []field, i, p int) int {
+	for n := tab[i].next; n < len(tab) && tab[n].typ != tClose; n = tab[n].next {
+		open := tab[n].typ == tOpen
+		if !open && s.prevSpans[n].hi == 0 {
+			continue
+		}
+		if s.starts(p, tab[n].lit) {
+			return n
+		}
+		if !open {
+			break
+		}
+	}
+	return tab[i].next
 }
 
 // value scans one value of the given type.
