@@ -63,7 +63,7 @@ func (rec *Recorder) append(ctx context.Context, kind ledger.ItemKind, marked bo
 	if kind == ledger.ItemOpen {
 		r.Outcome = record.Unknown
 	}
-	buf, err := b.encode(kind, kind == ledger.ItemRecord, r, rec.redact(r))
+	buf, err := b.encode(kind, kind == ledger.ItemRecord, r, rec.redact(r, kind == ledger.ItemOpen))
 	if err != nil {
 		return rec.lost(kind, r.ID, marked, r.Time, err)
 	}
@@ -94,11 +94,23 @@ func reserve(k record.Kind, marked bool) ledger.Reserve {
 	return ledger.UseNothing
 }
 
-// redact makes r what may be kept and returns whose it is.
-func (rec *Recorder) redact(r *record.Record) (who string) {
-	r.Node, r.Snap = rec.book.cfg.Node, rec.snap
+// redact makes r what may be kept and returns whose it is. first: r comes here
+// again when its exchange ends, and what has not changed until then need not be
+// looked at twice.
+func (rec *Recorder) redact(r *record.Record, first bool) (who string) {
+	b := rec.book
+	r.Node, r.Snap = b.cfg.Node, rec.snap
 	who = r.Raw.IssuerSub
+	kept := r.Raw.Kept
 	rec.rules.Apply(r)
+	if kept == nil && first {
+		kept = b.kept.Get().(*record.Record)
+		*kept = *r
+		r.Raw.Kept = kept
+	} else if kept != nil {
+		*kept = record.Record{}
+		b.kept.Put(kept)
+	}
 	r.Raw.IssuerSub = who // the record passes here twice and stays the same subject's
 	return who
 }

@@ -272,6 +272,7 @@ type Book struct {
 	records  atomic.Int64 // since the last heartbeat
 	stepped  atomic.Int64 // by how many ns the clock was stepped since the last heartbeat, if it was far
 	buffers  sync.Pool
+	kept     sync.Pool // of *record.Record: what redaction left in open marks
 }
 
 // Open opens a book for writing: recovery first, then an `interrupted` record
@@ -318,6 +319,7 @@ func keyless(err error) error { return &ledger.KeyError{What: "this book", Err: 
 func open(ctx context.Context, c Config, p *place) (_ *Book, err error) {
 	b := &Book{cfg: c, files: p.files, state: p.state, begun: c.Now()}
 	b.buffers.New = func() any { return new(buffer) }
+	b.kept.New = func() any { return new(record.Record) }
 	if b.own, err = redact.New(redact.Config{}); err != nil {
 		return nil, err
 	}

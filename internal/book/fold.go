@@ -415,7 +415,7 @@ func (s *foldSlot) begin(f *folds, w *fold, now time.Time) {
 // several networks have in common is about none of them.
 func (rec *Recorder) newFold(k foldKey, r *record.Record, now time.Time) (*fold, error) {
 	b := rec.book
-	who := rec.redact(r)
+	who := rec.redact(r, false)
 	if k.coarse() {
 		r.Personal = record.Personal{}
 	}

@@ -282,4 +282,7 @@ type Raw struct {
 	// record: nobody was authenticated, the reason folds, and there is no open
 	// mark.
 	Fold bool
+	// Kept, if not nil, is the record as redaction left it when it last looked:
+	// what has not changed since need not be looked at again.
+	Kept *Record
 }

@@ -146,5 +146,6 @@ func Fields() []FieldClass {
 		{"Raw.RemoteAddr", Generalise},
 		{"Raw.RemotePort", Seal},
 		{"Raw.Fold", Drop},
+		{"Raw.Kept", Drop},
 	}
 }

@@ -23,10 +23,18 @@ func (w *work) names() {
 	if len(r.Trace) > 64 || !isHexOrDash(r.Trace) {
 		w.drop(&r.Trace)
 	}
-	w.loaded(&r.Authn.Client, u.clients, ClientName)
-	w.loaded(&r.Authn.KID, u.kids, KIDName)
-	w.nameList(&r.Authn.Roles, func(s string) bool { return u.roles.has(s) || w.isLoaded(RoleName, s) })
-	w.nameList(&r.Authn.AMR, u.amr.has)
+	if r.Authn.Client != w.was.Authn.Client {
+		w.loaded(&r.Authn.Client, u.clients, ClientName)
+	}
+	if r.Authn.KID != w.was.Authn.KID {
+		w.loaded(&r.Authn.KID, u.kids, KIDName)
+	}
+	if !slices.Equal(r.Authn.Roles, w.was.Authn.Roles) {
+		w.nameList(&r.Authn.Roles, func(s string) bool { return u.roles.has(s) || w.isLoaded(RoleName, s) })
+	}
+	if !slices.Equal(r.Authn.AMR, w.was.Authn.AMR) {
+		w.nameList(&r.Authn.AMR, u.amr.has)
+	}
 }
 
 var (

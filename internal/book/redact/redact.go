@@ -256,10 +256,16 @@ const cutMark = "[cut]"
 // Raw.IssuerSub takes it before. Applying the same rules again changes
 // nothing. r is not used by others meanwhile; slices that it shares are
 // replaced, not written into.
+//
+// What has not changed since Raw.Kept, if that was left by the same rules, is
+// not looked at again.
 func (u *Rules) Apply(r *record.Record) {
-	w := work{u: u, r: r}
+	w := work{u: u, r: r, was: &unseen}
 	raw := r.Raw
 	r.Raw = record.Raw{}
+	if k := raw.Kept; k != nil && k.San.Set == u.digest && k.Kind == r.Kind {
+		w.was = k
+	}
 	if isExchange(r.Kind) {
 		w.names()
 	}
@@ -277,8 +283,11 @@ func (u *Rules) Apply(r *record.Record) {
 	r.San.Dropped += w.dropped
 	r.San.Masked += w.masked
 	r.San.Tripped += w.tripped
-	r.San.Invalid = record.CountInvalid(r)
+	r.San.Invalid = record.CountInvalid(r, w.was)
 }
+
+// unseen is what w.was is when nothing was looked at before. It is only read.
+var unseen record.Record
 
 // isExchange reports whether records of the kind carry names from outside. The
 // others are made by the book and the operator's commands.
@@ -297,6 +306,7 @@ func isExchange(k record.Kind) bool {
 type work struct {
 	u                        *Rules
 	r                        *record.Record
+	was                      *record.Record // what these rules made of r before
 	dropped, masked, tripped int
 }
 
@@ -319,11 +329,16 @@ func (w *work) drop(p *string) {
 // at most limit bytes when encoded. What a cut leaves is looked at again: a cut
 // can make a number or an address of what was none.
 func (w *work) bound(p *string, limit int, but exempt) {
-	s := *p
-	if f := detect(s, but); f != nothing {
+	if f := detect(*p, but); f != nothing {
 		w.mask(p, f)
 		return
 	}
+	w.cut(p, limit, but)
+}
+
+// cut is bound for a string in which no detector finds anything.
+func (w *work) cut(p *string, limit int, but exempt) {
+	s := *p
 	if len(s)*len(`\ufffd`) <= limit || len(s) <= limit && record.EscapedLen(s) <= limit {
 		return
 	}
@@ -351,12 +366,18 @@ func (w *work) bounds() {
 		if exchange && f.named {
 			continue
 		}
-		if p := f.At(r); *p != "" {
+		if p := f.At(r); *p != "" && *p != *f.At(w.was) {
 			w.bound(p, f.limit, butEntropy|butNumbers)
 		}
 	}
-	for _, l := range []*[]string{&r.Authn.Roles, &r.Authn.AMR, &r.Authz.Policies, &r.Authz.ShadowPolicies, &r.Links} {
-		w.list(l, maxItems, func(s string) string {
+	for _, l := range [...]struct{ now, was *[]string }{
+		{&r.Authn.Roles, &w.was.Authn.Roles}, {&r.Authn.AMR, &w.was.Authn.AMR}, {&r.Authz.Policies, &w.was.Authz.Policies},
+		{&r.Authz.ShadowPolicies, &w.was.Authz.ShadowPolicies}, {&r.Links, &w.was.Links},
+	} {
+		if slices.Equal(*l.now, *l.was) {
+			continue
+		}
+		w.list(l.now, maxItems, func(s string) string {
 			w.bound(&s, capItem, butEntropy|butNumbers)
 			return s
 		})
@@ -393,6 +414,9 @@ func (w *work) list(l *[]string, limit int, clean func(string) string) {
 // address fills the client's address and its prefix.
 func (w *work) address(raw *record.Raw) {
 	p, c := &w.r.Personal, &w.r.Client
+	if old := w.was; raw.RemoteAddr == "" && c.Prefix != "" && c.Prefix == old.Client.Prefix && p.IP == old.Personal.IP && slices.Equal(p.Fwd, old.Personal.Fwd) {
+		return
+	}
 	if raw.RemoteAddr != "" {
 		p.IP, p.Port = raw.RemoteAddr, raw.RemotePort
 	}

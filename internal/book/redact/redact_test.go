@@ -555,3 +555,46 @@ func checkIdempotent(t *testing.T, u *Rules, r *record.Record) {
 		t.Fatalf("%v\n%s", err, once)
 	}
 }
+
+// What comes after the first look is looked at all the same, wherever it
+// stands, and what Apply makes of it does not depend on Kept.
+func TestApplyKept(t *testing.T) {
+	u := mustNew(t, testConfig())
+	other := mustNew(t, Config{})
+	for kind, secret := range planted {
+		for where, plant := range positions {
+			for by, first := range map[string]*Rules{"same rules": u, "other rules": other} {
+				r := matched()
+				first.Apply(r)
+				kept := *r
+				plant(r, secret)
+				r.Error.Phase, r.Upstream.Target, r.Authz.Policies = secret, secret, []string{"orders.read", secret}
+				plain := *r
+				u.Apply(&plain)
+				r.Raw.Kept = &kept
+				u.Apply(r)
+				if got, want := output(r), output(&plain); got != want {
+					t.Fatalf("%s, %s, kept by %s:\n%s\nwithout Kept\n%s", kind, where, by, got, want)
+				}
+				if r.Raw.Kept != nil {
+					t.Fatal("Kept stays")
+				}
+				checkIdempotent(t, u, r)
+			}
+		}
+	}
+}
+
+func BenchmarkApplyKept(b *testing.B) {
+	u := mustNew(b, testConfig())
+	proto := matched()
+	u.Apply(proto)
+	kept := *proto
+	var r record.Record
+	b.ReportAllocs()
+	for b.Loop() {
+		r = *proto
+		r.Raw.Kept = &kept
+		u.Apply(&r)
+	}
+}

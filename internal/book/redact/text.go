@@ -11,8 +11,12 @@ import (
 // path keeps the concrete path of a matched route in the personal part and
 // only the shape of any other in the template.
 func (w *work) path(raw *record.Raw) {
-	r := w.r
+	r, was := w.r, w.was
 	p := &r.Personal.Path
+	if was != &unseen && raw.Path == "" && !raw.Unmatched && *p == was.Personal.Path && r.Route == was.Route &&
+		r.Template == was.Template && r.Op == was.Op && r.Method == was.Method {
+		return
+	}
 	if raw.Path != "" {
 		*p = raw.Path
 	}
@@ -31,7 +35,7 @@ func (w *work) path(raw *record.Raw) {
 		w.op()
 	}
 	w.segments(p)
-	w.bound(p, capPath, 0)
+	w.cut(p, capPath, 0)
 }
 
 func (w *work) unmatched(p *string) {
@@ -61,7 +65,7 @@ func (w *work) op() {
 }
 
 // segments masks each segment of a path in which something is found, and takes
-// off matrix parameters.
+// off matrix parameters. In what it leaves no detector finds anything.
 func (w *work) segments(p *string) {
 	f := detect(*p, 0)
 	if f == nothing && strings.IndexByte(*p, ';') < 0 {
@@ -203,7 +207,7 @@ func (w *work) query(raw *record.Raw) {
 	if raw.Query != "" {
 		*p = raw.Query
 	}
-	if *p == "" {
+	if *p == "" || raw.Query == "" && *p == w.was.Personal.Query && w.r.Route == w.was.Route {
 		return
 	}
 	allowed := w.u.query[w.r.Route]
@@ -281,16 +285,22 @@ func unescapeQuery(s string) string {
 
 // text takes over user agent and referer and scans the free text.
 func (w *work) text(raw *record.Raw) {
-	p := &w.r.Personal
+	p, was := &w.r.Personal, &w.was.Personal
 	if raw.UA != "" {
 		p.UA = raw.UA
 	}
-	w.bound(&p.UA, capUA, 0)
+	if p.UA != was.UA {
+		w.bound(&p.UA, capUA, 0)
+	}
 	if raw.Referer != "" {
 		p.Referer = raw.Referer
 	}
-	w.referer(&p.Referer)
-	w.bound(&p.CertSubject, capID, butEntropy)
+	if p.Referer != was.Referer {
+		w.referer(&p.Referer)
+	}
+	if p.CertSubject != was.CertSubject {
+		w.bound(&p.CertSubject, capID, butEntropy)
+	}
 }
 
 // referer keeps origin and path of an http or https URL and drops any other.
@@ -340,10 +350,14 @@ func isHost(s string) bool {
 
 // pairs keeps the allow-listed headers and claims of the route.
 func (w *work) pairs(raw *record.Raw) {
-	p := &w.r.Personal
-	route := w.r.Route
-	w.allow(&p.Headers, raw.Headers, w.u.headers[route], true)
-	w.allow(&p.Claims, raw.Claims, w.u.claims[route], false)
+	p, was, route := &w.r.Personal, &w.was.Personal, w.r.Route
+	same := route == w.was.Route
+	if !same || len(raw.Headers) > 0 || !slices.Equal(p.Headers, was.Headers) {
+		w.allow(&p.Headers, raw.Headers, w.u.headers[route], true)
+	}
+	if !same || len(raw.Claims) > 0 || !slices.Equal(p.Claims, was.Claims) {
+		w.allow(&p.Claims, raw.Claims, w.u.claims[route], false)
+	}
 }
 
 // allow filters what is there together with what has come, sorted by name.
@@ -377,20 +391,20 @@ func (w *work) allow(to *[]record.Pair, from []record.Pair, allowed set, lower b
 // identity bounds and scans who the caller is. Identifiers may be e-mail
 // addresses, numbers and random strings; they are not keys or tokens.
 func (w *work) identity() {
-	p := &w.r.Personal
+	p, was := &w.r.Personal, &w.was.Personal
 	for _, f := range [...]struct {
-		p   *string
-		but exempt
+		p, was *string
+		but    exempt
 	}{
-		{&p.Sub, butEmail | butEntropy | butNumbers},
-		{&p.TenantUser, butEmail | butEntropy | butNumbers},
-		{&p.Claimed, butEmail | butEntropy | butNumbers},
-		{&p.Email, butEmail | butEntropy},
-		{&p.Name, butEntropy},
-		{&p.ClientRequestID, butEntropy | butNumbers},
-		{&p.JA4, butEntropy | butNumbers},
+		{&p.Sub, &was.Sub, butEmail | butEntropy | butNumbers},
+		{&p.TenantUser, &was.TenantUser, butEmail | butEntropy | butNumbers},
+		{&p.Claimed, &was.Claimed, butEmail | butEntropy | butNumbers},
+		{&p.Email, &was.Email, butEmail | butEntropy},
+		{&p.Name, &was.Name, butEntropy},
+		{&p.ClientRequestID, &was.ClientRequestID, butEntropy | butNumbers},
+		{&p.JA4, &was.JA4, butEntropy | butNumbers},
 	} {
-		if *f.p != "" {
+		if *f.p != *f.was {
 			w.bound(f.p, capID, f.but)
 		}
 	}
@@ -400,8 +414,9 @@ func (w *work) identity() {
 	if p.Traceparent != "" && !isTraceparent(p.Traceparent) {
 		w.drop(&p.Traceparent)
 	}
-	for _, s := range [...]*string{&p.Session, &p.Token, &p.Family, &p.BodySHA256} {
-		if *s == "" {
+	for _, f := range [...][2]*string{{&p.Session, &was.Session}, {&p.Token, &was.Token}, {&p.Family, &was.Family}, {&p.BodySHA256, &was.BodySHA256}} {
+		s := f[0]
+		if *s == *f[1] {
 			continue
 		}
 		if detect(*s, butEntropy|butNumbers) != nothing {
