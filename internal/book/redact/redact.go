@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"maps"
 	"net/netip"
 	"slices"
@@ -70,7 +71,8 @@ func (s set) has(v string) bool {
 	return ok
 }
 
-// Rules is a compiled Config. It is immutable and safe for concurrent use.
+// Rules is a compiled Config. It is immutable but for what it remembers, and
+// safe for concurrent use.
 type Rules struct {
 	bits4, bits6             int // -1: no prefix
 	minimal                  bool
@@ -81,6 +83,7 @@ type Rules struct {
 	loaded                   func(Name, string) bool
 	frame                    []frameString
 	digest                   string
+	harmless                 harmless
 }
 
 // frameString is a string of the frame that is bounded and scanned.
@@ -99,7 +102,7 @@ var named = toSet([]string{
 // New compiles the rules. It reports every name in an allow-list that must
 // never be stored, and lengths out of range.
 func New(c Config) (*Rules, error) {
-	u := &Rules{minimal: c.Minimal, loaded: c.Names.Loaded}
+	u := &Rules{minimal: c.Minimal, loaded: c.Names.Loaded, harmless: harmless{seed: maphash.MakeSeed()}}
 	var errs []error
 	add := func(err error) { errs = append(errs, err) }
 	u.bits4 = prefixBits("IPv4", c.ClientPrefix4, 24, 32, add)
@@ -336,6 +339,18 @@ func (w *work) bound(p *string, limit int, but exempt) {
 	w.cut(p, limit, but)
 }
 
+// name is bound for a string of the frame.
+func (w *work) name(p *string, limit int) {
+	s := *p
+	if w.u.harmless.has(s) {
+		return
+	}
+	w.bound(p, limit, butEntropy|butNumbers)
+	if *p == s && limit <= maxHarmless {
+		w.u.harmless.add(s)
+	}
+}
+
 // cut is bound for a string in which no detector finds anything.
 func (w *work) cut(p *string, limit int, but exempt) {
 	s := *p
@@ -367,7 +382,7 @@ func (w *work) bounds() {
 			continue
 		}
 		if p := f.At(r); *p != "" && *p != *f.At(w.was) {
-			w.bound(p, f.limit, butEntropy|butNumbers)
+			w.name(p, f.limit)
 		}
 	}
 	for _, l := range [...]struct{ now, was *[]string }{
@@ -378,7 +393,7 @@ func (w *work) bounds() {
 			continue
 		}
 		w.list(l.now, maxItems, func(s string) string {
-			w.bound(&s, capItem, butEntropy|butNumbers)
+			w.name(&s, capItem)
 			return s
 		})
 	}
