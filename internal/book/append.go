@@ -123,8 +123,7 @@ func (b *Book) encode(kind ledger.ItemKind, closes bool, r *record.Record, who s
 	}
 	r.Subject = s.Pseudonym
 	buf := b.buffers.Get().(*buffer)
-	buf.frame = record.AppendFrame(buf.frame[:0], r)
-	buf.personal = record.AppendPersonal(buf.personal[:0], r)
+	buf.frame, buf.personal = record.Append(buf.frame[:0], buf.personal[:0], r)
 	buf.key = s.Key
 	buf.item = ledger.Item{
 		Kind: kind, Mark: r.ID, Closes: closes, Time: r.Time, Subject: s.ID, SubjectKey: &buf.key,

@@ -16,12 +16,14 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"hash"
 	"io/fs"
 	"iter"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -273,6 +275,7 @@ type Book struct {
 	stepped  atomic.Int64 // by how many ns the clock was stepped since the last heartbeat, if it was far
 	buffers  sync.Pool
 	kept     sync.Pool // of *record.Record: what redaction left in open marks
+	hashers  sync.Pool // of *tokenHasher
 }
 
 // Open opens a book for writing: recovery first, then an `interrupted` record
@@ -318,8 +321,7 @@ func keyless(err error) error { return &ledger.KeyError{What: "this book", Err: 
 // open is Open at a place whose key store stays the caller's after an error.
 func open(ctx context.Context, c Config, p *place) (_ *Book, err error) {
 	b := &Book{cfg: c, files: p.files, state: p.state, begun: c.Now()}
-	b.buffers.New = func() any { return new(buffer) }
-	b.kept.New = func() any { return new(record.Record) }
+	b.makePools()
 	if b.own, err = redact.New(redact.Config{}); err != nil {
 		return nil, err
 	}
@@ -409,9 +411,29 @@ func (b *Book) NewID(start time.Time) record.ID { return b.ids.Next(start.UnixMi
 // TokenHash is what a record keeps of a token: a keyed hash of its issuer and
 // id, by which its uses can be told to be the same token's and nothing else.
 func (b *Book) TokenHash(issuer, tokenID string) string {
-	m := hmac.New(sha256.New, b.tokens[:])
-	fmt.Fprintf(m, "%d|%s%s", len(issuer), issuer, tokenID)
-	return base64.RawURLEncoding.EncodeToString(m.Sum(nil)[:16])
+	h := b.hashers.Get().(*tokenHasher)
+	h.buf = append(strconv.AppendInt(h.buf[:0], int64(len(issuer)), 10), '|')
+	h.buf = append(append(h.buf, issuer...), tokenID...)
+	h.mac.Reset()
+	h.mac.Write(h.buf)
+	h.buf = h.mac.Sum(h.buf[:0])
+	var text [22]byte
+	base64.RawURLEncoding.Encode(text[:], h.buf[:16])
+	b.hashers.Put(h)
+	return string(text[:])
+}
+
+func (b *Book) makePools() {
+	b.buffers.New = func() any { return new(buffer) }
+	b.kept.New = func() any { return new(record.Record) }
+	b.hashers.New = func() any { return &tokenHasher{mac: hmac.New(sha256.New, b.tokens[:])} }
+}
+
+// tokenHasher is what TokenHash needs, kept because it is asked for with each
+// request.
+type tokenHasher struct {
+	mac hash.Hash
+	buf []byte
 }
 
 // StateKey is the key under which state beside the book is sealed, such as that

@@ -1,6 +1,9 @@
 package record
 
-import "strconv"
+import (
+	"bytes"
+	"strconv"
+)
 
 // maxTime is 9999-12-31T23:59:59.999999Z, the last time RFC 3339 can write.
 const maxTime = 253402300799999999
@@ -29,6 +32,24 @@ func AppendPersonal(dst []byte, r *Record) []byte {
 	}
 	return dst
 }
+
+// Append appends both halves of r, each to its slice, after it has set
+// San.Invalid, which is part of the frame. What is written as \ufffd shows in
+// the outcome, so that the usual record is walked only once.
+func Append(frame, personal []byte, r *Record) (f, p []byte) {
+	r.San.Invalid = 0
+	f, p = AppendFrame(frame, r), AppendPersonal(personal, r)
+	if !bytes.Contains(f[len(frame):], replaced) && !bytes.Contains(p[len(personal):], replaced) {
+		return f, p
+	}
+	if r.San.Invalid = CountInvalid(r); r.San.Invalid > 0 {
+		f = AppendFrame(frame, r)
+	}
+	return f, p
+}
+
+// replaced is the escape of bytes that are not valid UTF-8, and of U+FFFD.
+var replaced = []byte(replacement)
 
 // appendTable walks a schema table. A nested object that turns out to be empty
 // is taken back.

@@ -1,7 +1,6 @@
 package record
 
 import (
-	"slices"
 	"unicode/utf8"
 )
 
@@ -123,18 +122,12 @@ func invalid(s string) int {
 }
 
 // CountInvalid gives how many bytes of both halves are not valid UTF-8 and
-// will be written as \ufffd. It is called, and San.Invalid set from it, before
-// the frame is encoded, since the count is part of the frame. was is r when it
-// was last counted, or an empty record; strings that are as they were then are
-// not looked at again if all of them were valid.
-func CountInvalid(r, was *Record) int {
-	if was.San.Invalid > 0 {
-		was = &Record{}
-	}
-	return countInvalid(frameV1, r, was) + countInvalid(personalV1, r, was)
+// will be written as \ufffd.
+func CountInvalid(r *Record) int {
+	return countInvalid(frameV1, r) + countInvalid(personalV1, r)
 }
 
-func countInvalid(tab []field, r, was *Record) int {
+func countInvalid(tab []field, r *Record) int {
 	n := 0
 	for i := 0; i < len(tab); {
 		f := &tab[i]
@@ -145,15 +138,9 @@ func countInvalid(tab []field, r, was *Record) int {
 				i = f.next
 			}
 		case tString, tFact:
-			if s := *f.at(r).(*string); s != "" && s != *f.at(was).(*string) {
-				n += invalid(s)
-			}
+			n += invalid(*f.at(r).(*string))
 		case tList:
-			list := *f.at(r).(*[]string)
-			if len(list) > 0 && slices.Equal(list, *f.at(was).(*[]string)) {
-				continue
-			}
-			for _, s := range list {
+			for _, s := range *f.at(r).(*[]string) {
 				n += invalid(s)
 			}
 		case tPairs:

@@ -86,12 +86,16 @@ func TestCountInvalid(t *testing.T) {
 		if n != 0 {
 			t.Fatalf("replacements differ by %d after normalising", n)
 		}
-		if CountInvalid(m, &Record{}) != 0 {
+		f, p := Append(nil, nil, r)
+		if r.San.Invalid != CountInvalid(r) || !bytes.Equal(f, AppendFrame(nil, r)) || !bytes.Equal(p, AppendPersonal(nil, r)) {
+			t.Fatal("Append differs from its parts")
+		}
+		if CountInvalid(m) != 0 {
 			t.Fatal("invalid bytes in a normal record")
 		}
 	}
 	r := &Record{Node: "a\xffb\xc3", Personal: Personal{UA: "\xed\xa0\x80", Fwd: []string{"\xfe"}, Headers: []Pair{{"x", "\x80"}}}}
-	if got := CountInvalid(r, &Record{}); got != 7 {
+	if got := CountInvalid(r); got != 7 {
 		t.Errorf("CountInvalid = %d, want 7", got)
 	}
 }

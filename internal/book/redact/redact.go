@@ -255,7 +255,7 @@ const (
 const cutMark = "[cut]"
 
 // Apply turns what the gate filled in into what may be kept: it empties r.Raw
-// into r.Personal, sanitises both halves and writes r.San. Whoever needs
+// into r.Personal, sanitises both halves and writes r.San but for Invalid. Whoever needs
 // Raw.IssuerSub takes it before. Applying the same rules again changes
 // nothing. r is not used by others meanwhile; slices that it shares are
 // replaced, not written into.
@@ -286,7 +286,6 @@ func (u *Rules) Apply(r *record.Record) {
 	r.San.Dropped += w.dropped
 	r.San.Masked += w.masked
 	r.San.Tripped += w.tripped
-	r.San.Invalid = record.CountInvalid(r, w.was)
 }
 
 // unseen is what w.was is when nothing was looked at before. It is only read.
