@@ -126,7 +126,9 @@ const maxLine = 256 << 10
 
 // Search implements source.
 func (c *client) Search(q query.Query, fn func(*query.Match) error) error {
-	return c.call("GET", "/api/v1/records?"+parameters(q).Encode(), nil, func(r io.Reader) error {
+	v := parameters(q)
+	v.Set("act", c.act)
+	return c.call("GET", "/api/v1/records?"+v.Encode(), nil, func(r io.Reader) error {
 		lines := bufio.NewScanner(r)
 		lines.Buffer(nil, maxLine)
 		for lines.Scan() {

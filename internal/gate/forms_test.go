@@ -38,7 +38,7 @@ func newFormHouse(t *testing.T) *formHouse {
 	decide := policy(func(r *authz.Request) authz.Decision {
 		q := *r
 		q.Params = slices.Clone(r.Params) // its memory is used again
-		q.Header = nil // where it lies says nothing
+		q.Header = nil                    // where it lies says nothing
 		h.asked = append(h.asked, q)
 		return h.policy(r)
 	})

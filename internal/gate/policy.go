@@ -1,7 +1,6 @@
 package gate
 
 import (
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,18 +13,18 @@ import (
 // The names under which a record's claims hold what policies read of a token
 // and a record has no field for.
 const (
-	ScopeClaim = "scope"       // the scopes, with a space between two
-	AgeClaim   = "login_age_s" // seconds since the person authenticated, rounded up
+	ScopeClaim = "gatebook.scope"       // the scopes, with a space between two
+	AgeClaim   = "gatebook.login_age_s" // seconds since the person authenticated, rounded up
 )
 
 // recordInputs keeps what the policies read, so that the decision can be made
 // again.
 func (x *exchange) recordInputs(p *authn.Principal) {
 	raw := &x.rec.Raw
-	if x.route.RecordScopes && !slices.Contains(x.route.RecordClaims, ScopeClaim) {
+	if x.route.RecordScopes {
 		raw.Claims = append(raw.Claims, record.Pair{Name: ScopeClaim, Value: strings.Join(p.Scopes, " ")})
 	}
-	if x.route.RecordAge && !p.AuthTime.IsZero() && !slices.Contains(x.route.RecordClaims, AgeClaim) {
+	if x.route.RecordAge && !p.AuthTime.IsZero() {
 		age := max(x.start.Sub(p.AuthTime), 1)
 		raw.Claims = append(raw.Claims, record.Pair{Name: AgeClaim, Value: strconv.FormatInt(int64((age-1)/time.Second)+1, 10)})
 	}

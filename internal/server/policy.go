@@ -130,6 +130,20 @@ func keepable(names []string) []string {
 	return slices.DeleteFunc(slices.Clone(names), func(n string) bool { return !redact.Keepable(n) })
 }
 
+// KeptNames are the roles, acr and amr values that records keep as they are while
+// the set is in force, beside those that the configuration names; sorted.
+func KeptNames(e *authz.Engine) (roles, acr, amr []string) {
+	n := e.Named()
+	return keepable(n.Roles), keepable(n.ACR), keepable(n.AMR)
+}
+
+// Claims of records that hold what policies read of a token and records have no
+// field for.
+const (
+	ScopeClaim = gate.ScopeClaim
+	AgeClaim   = gate.AgeClaim
+)
+
 // shadowCounter says what became of the requests that shadow policies could
 // have been asked about.
 func (s *Server) shadowCounter() obs.Counter {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -240,12 +241,20 @@ func parseQuery(r *http.Request) (q query.Query, err error) {
 	return q, nil
 }
 
+// actOf is what a caller says that it reads for, if it is one of those known.
+func actOf(r *http.Request, usual string, others ...string) string {
+	if act := r.URL.Query().Get("act"); slices.Contains(others, act) {
+		return act
+	}
+	return usual
+}
+
 func (a *API) records(w http.ResponseWriter, r *http.Request) error {
 	q, err := parseQuery(r)
 	if err != nil {
 		return err
 	}
-	if err := a.access(r, "search", "", q.Reveal); err != nil {
+	if err := a.access(r, actOf(r, "search", "policy_replay"), "", q.Reveal); err != nil {
 		return err
 	}
 	rd, err := a.book.Reader()
@@ -264,10 +273,7 @@ func (a *API) record(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	reveal := r.URL.Query().Get("reveal") == "true"
-	act := "show"
-	if r.URL.Query().Get("act") == "doctor" {
-		act = "doctor"
-	}
+	act := actOf(r, "show", "doctor", "policy_explain")
 	if err := a.access(r, act, id.String(), reveal); err != nil {
 		return err
 	}

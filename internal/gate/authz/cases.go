@@ -85,10 +85,29 @@ func (e *Engine) runTests(name string) error {
 }
 
 func (e *Engine) test(files []file) error {
-	var probs Problems
-	seen := map[string]string{}
-	determined := map[string]bool{}
 	ran := 0
+	var failed Problems
+	probs, determined := e.eachCase(files, func(r Result) {
+		ran++
+		if r.Fault != "" {
+			failed = append(failed, Problem{File: r.File, Message: fmt.Sprintf("case %q: %s", r.Name, r.Fault)})
+		}
+	})
+	if ran > 0 {
+		for _, p := range e.policies {
+			if !determined[p.id] {
+				e.untested = append(e.untested, p.id)
+			}
+		}
+	}
+	return append(probs, failed...).err()
+}
+
+// eachCase runs the cases of all files and hands out what became of each. It
+// returns what is wrong with the files, and the policies that determined a case.
+func (e *Engine) eachCase(files []file, fn func(Result)) (probs Problems, determined map[string]bool) {
+	seen := map[string]string{}
+	determined = map[string]bool{}
 	for _, f := range files {
 		cases, prob := parseCases(f)
 		if prob != nil {
@@ -106,24 +125,14 @@ func (e *Engine) test(files []file) error {
 				continue
 			}
 			seen[c.Name] = f.Name
-			ran++
 			d, fault := e.runCase(c)
 			for _, id := range d.Policies {
 				determined[id] = true
 			}
-			if fault != "" {
-				probs = append(probs, Problem{File: f.Name, Message: fmt.Sprintf("case %q: %s", c.Name, fault)})
-			}
+			fn(Result{File: f.Name, Name: c.Name, Fault: fault, Decision: d})
 		}
 	}
-	if ran > 0 {
-		for _, p := range e.policies {
-			if !determined[p.id] {
-				e.untested = append(e.untested, p.id)
-			}
-		}
-	}
-	return probs.err()
+	return probs, determined
 }
 
 // runCase decides a case and says in which way it failed, if it did.
@@ -292,4 +301,67 @@ func repeatedKey(text string) (int64, error) {
 			stack = stack[:len(stack)-1]
 		}
 	}
+}
+
+// Report is what became of all cases of a directory.
+type Report struct {
+	Set      string   `json:"set"`
+	Policies int      `json:"policies"`
+	Failed   int      `json:"failed"`
+	Untested []string `json:"never_determining"` // policies that determined no case
+	Results  []Result `json:"results"`
+}
+
+// Result is what became of one case.
+type Result struct {
+	File     string   `json:"file"`
+	Name     string   `json:"case"`
+	Fault    string   `json:"fault,omitempty"` // empty if it passed
+	Decision Decision `json:"-"`
+}
+
+// RunCases runs all cases of a directory and says what became of each. The
+// error is about the files; a case that fails is none.
+func (e *Engine) RunCases(dir string) (*Report, error) {
+	d, err := openDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("policy tests %s: %w", dir, err)
+	}
+	defer d.root.Close()
+	files, err := d.files(".json")
+	if err != nil {
+		return nil, fmt.Errorf("policy tests %s: %w", dir, err)
+	}
+	rep := &Report{Set: e.set, Policies: len(e.policies)}
+	probs, determined := e.eachCase(files, func(r Result) { rep.Results = append(rep.Results, r) })
+	if err := probs.err(); err != nil {
+		return nil, err
+	}
+	for _, r := range rep.Results {
+		if r.Fault != "" {
+			rep.Failed++
+		}
+	}
+	for _, p := range e.policies {
+		if !determined[p.id] {
+			rep.Untested = append(rep.Untested, p.id)
+		}
+	}
+	return rep, nil
+}
+
+// ParseCase reads one case, without an expectation if need be, and makes its
+// request.
+func (e *Engine) ParseCase(text string) (*Request, error) {
+	cases, prob := parseCases(file{"", "[" + text + "]"})
+	if prob != nil {
+		return nil, errors.New(prob.Message)
+	}
+	if len(cases) != 1 {
+		return nil, fmt.Errorf("one case is wanted, not %d", len(cases))
+	}
+	if cases[0].Expect == "" {
+		cases[0].Expect = "deny" // nobody compares
+	}
+	return e.caseRequest(&cases[0])
 }

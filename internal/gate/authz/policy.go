@@ -27,6 +27,10 @@ var idPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/-]*(:[A-Za-z0-9._/-
 // rolePrefix starts the ids of the policies made from the roles.
 const rolePrefix = "role:"
 
+// OutsidePrefix starts what stands among the determining policies for an
+// outside decision point that was asked.
+const OutsidePrefix = "pdp:"
+
 // policy is one policy of the set.
 type policy struct {
 	id    string
@@ -124,6 +128,9 @@ func parsePolicies(files []file) ([]*policy, Problems) {
 			case !idPattern.MatchString(string(id)) || len(id) > 128:
 				probs = append(probs, at(f.Name, f.Text, pos.Line, pos.Column,
 					"id %q must be 1 to 128 of A-Z a-z 0-9 . _ / - : and start with a letter or digit", id))
+				continue
+			case strings.HasPrefix(string(id), OutsidePrefix):
+				probs = append(probs, at(f.Name, f.Text, pos.Line, pos.Column, "id %q: %q is kept for outside decision points", id, OutsidePrefix))
 				continue
 			case strings.HasPrefix(string(id), rolePrefix):
 				probs = append(probs, at(f.Name, f.Text, pos.Line, pos.Column, "id %q: %q is kept for policies made from roles", id, rolePrefix))

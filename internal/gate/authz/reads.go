@@ -3,7 +3,6 @@ package authz
 import (
 	"maps"
 	"slices"
-	"strings"
 
 	"github.com/cedar-policy/cedar-go/types"
 	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
@@ -22,7 +21,9 @@ type reads struct {
 	roles     []string // sorted
 	groups    bool
 	tenant    bool
-	headers   bool
+	acr, amr  []string // texts that they are compared with
+	anyACR    bool     // acr is used otherwise too
+	anyAMR    bool     // likewise
 }
 
 // readsOf walks the conditions. What it does not know counts as everything.
@@ -53,22 +54,42 @@ func (r *reads) visit(n xast.IsNode) bool {
 		return r.membership(n.Left, n.Right)
 	case xast.NodeTypeIsIn:
 		return r.membership(n.Left, n.Entity)
+	case xast.NodeTypeEquals:
+		return r.compared(n.Left, n.Right)
+	case xast.NodeTypeNotEquals:
+		return r.compared(n.Left, n.Right)
+	case xast.NodeTypeContains:
+		return r.compared(n.Left, n.Right)
+	case xast.NodeTypeContainsAny:
+		return r.compared(n.Left, n.Right)
+	case xast.NodeTypeContainsAll:
+		return r.compared(n.Left, n.Right)
 	case xast.NodeTypeIs:
 		return !isPrincipal(n.Left)
 	case xast.NodeTypeVariable:
-		if n.Name == "principal" {
+		switch n.Name {
+		case "context":
+			r.anyACR, r.anyAMR = true, true
+		case "principal":
 			r.subject, r.client, r.allClaims, r.allRoles, r.groups, r.tenant = true, true, true, true, true, true
 		}
 	}
 	return true
 }
 
-func isPrincipal(n xast.IsNode) bool {
+func isPrincipal(n xast.IsNode) bool { return isVariable(n, "principal") }
+
+func isVariable(n xast.IsNode, name types.String) bool {
 	v, ok := n.(xast.NodeTypeVariable)
-	return ok && v.Name == "principal"
+	return ok && v.Name == name
 }
 
 func (r *reads) attribute(n xast.StrOpNode) bool {
+	if isVariable(n.Arg, "context") {
+		r.anyACR = r.anyACR || n.Value == "acr"
+		r.anyAMR = r.anyAMR || n.Value == "amr"
+		return false // which attributes are read is known already
+	}
 	if !isPrincipal(n.Arg) {
 		return true
 	}
@@ -158,25 +179,18 @@ func (e *Engine) Named() Named {
 	roles, claims, acr, amr := map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string]bool{}
 	var n Named
 	for _, p := range e.policies {
-		for _, uid := range scopeParents(p) {
+		for _, uid := range p.parents {
 			if uid.Type == typeRole {
 				roles[string(uid.ID)] = true
 			}
 		}
-		for _, role := range p.reads.roles {
-			roles[role] = true
-		}
-		for _, c := range p.reads.claims {
-			claims[c] = true
+		for to, from := range map[*map[string]bool][]string{&roles: p.reads.roles, &claims: p.reads.claims, &acr: p.reads.acr, &amr: p.reads.amr} {
+			for _, name := range from {
+				(*to)[name] = true
+			}
 		}
 		n.Scopes = n.Scopes || p.reads.context&ctxScopes != 0
 		n.Age = n.Age || p.reads.context&ctxAuthAge != 0
-		for _, c := range xast.Policy(*p.full.AST()).Conditions {
-			xast.Inspect(xast.NewNode(c.Body), func(node xast.IsNode) bool {
-				compared(node, acr, amr)
-				return true
-			})
-		}
 	}
 	n.Roles = slices.Sorted(maps.Keys(roles))
 	n.Claims = slices.Sorted(maps.Keys(claims))
@@ -198,72 +212,59 @@ func scopeParents(p *policy) []types.EntityUID {
 	return nil
 }
 
-// compared collects the texts that acr and amr are compared with: in
-// context.acr == "x", ["x"].contains(context.acr), context.amr.contains("x")
-// and the like.
-func compared(n xast.IsNode, acr, amr map[string]bool) {
-	var b xast.BinaryNode
-	switch n := n.(type) {
-	case xast.NodeTypeEquals:
-		b = n.BinaryNode
-	case xast.NodeTypeNotEquals:
-		b = n.BinaryNode
-	case xast.NodeTypeContains:
-		b = n.BinaryNode
-	case xast.NodeTypeContainsAll:
-		b = n.BinaryNode
-	case xast.NodeTypeContainsAny:
-		b = n.BinaryNode
-	default:
-		return
-	}
-	for _, side := range [2][2]xast.IsNode{{b.Left, b.Right}, {b.Right, b.Left}} {
+// compared notes the texts that acr or amr is compared with, in
+// context.acr == "x", ["x"].contains(context.acr), context.amr.contains("x") and
+// the like. Any other value than those has the same effect there as any other.
+func (r *reads) compared(left, right xast.IsNode) bool {
+	for _, side := range [2][2]xast.IsNode{{left, right}, {right, left}} {
 		a, ok := side[0].(xast.NodeTypeAccess)
+		if !ok || !isVariable(a.Arg, "context") {
+			continue
+		}
+		with, ok := texts(side[1])
 		if !ok {
 			continue
 		}
-		if v, ok := a.Arg.(xast.NodeTypeVariable); !ok || v.Name != "context" {
-			continue
-		}
-		to := acr
 		switch a.Value {
 		case "acr":
+			r.acr = append(r.acr, with...)
+			return false
 		case "amr":
-			to = amr
-		default:
-			continue
-		}
-		for _, s := range texts(side[1]) {
-			if s != "" && len(s) <= maxNamed && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' }) {
-				to[s] = true
-			}
+			r.amr = append(r.amr, with...)
+			return false
 		}
 	}
+	return true
 }
 
-// maxNamed is the longest name that records keep of those in policies.
-const maxNamed = 64
-
-func texts(n xast.IsNode) []string {
+// texts are the strings of a literal, or of a set of them.
+func texts(n xast.IsNode) (out []string, ok bool) {
 	if s, ok := literal(n); ok {
-		return []string{s}
+		return []string{s}, true
 	}
-	var out []string
 	switch n := n.(type) {
 	case xast.NodeTypeSet:
 		for _, e := range n.Elements {
-			if s, ok := literal(e); ok {
-				out = append(out, s)
+			s, ok := literal(e)
+			if !ok {
+				return nil, false
 			}
+			out = append(out, s)
 		}
+		return out, true
 	case xast.NodeValue:
-		if set, ok := n.Value.(types.Set); ok {
-			for v := range set.All() {
-				if s, ok := v.(types.String); ok {
-					out = append(out, string(s))
-				}
-			}
+		set, ok := n.Value.(types.Set)
+		if !ok {
+			return nil, false
 		}
+		for v := range set.All() {
+			s, ok := v.(types.String)
+			if !ok {
+				return nil, false
+			}
+			out = append(out, string(s))
+		}
+		return out, true
 	}
-	return out
+	return nil, false
 }

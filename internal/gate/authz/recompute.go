@@ -2,8 +2,11 @@ package authz
 
 import (
 	"cmp"
+	"net/url"
 	"slices"
 	"strings"
+
+	"github.com/gatebook/gatebook/internal/reason"
 )
 
 // Gaps says what of a request is not known, as of one that was recorded. The
@@ -14,14 +17,16 @@ type Gaps struct {
 	Path    bool // the path and its parameters, or part of them, were masked
 	Scopes  bool
 	Age     bool // of the authentication
-	ACR     bool
-	AMR     bool
-	Client  bool
-	Groups  bool
-	Tenant  bool
-	Headers bool
-	Body    bool // the size of the body
-	Claims  bool // all that Request.Claims does not hold
+	// ACR, AMR: these have a value, or one more, that is none of those for
+	// which ACRKept or AMRKept is true; nil: it may be any.
+	ACR, AMR         bool
+	ACRKept, AMRKept func(text string) bool
+	Client           bool
+	Groups           bool
+	Tenant           bool
+	Headers          bool
+	Body             bool // the size of the body
+	Claims           bool // all that Request.Claims does not hold
 	// Roles: the request may have had roles besides those in Request.Roles. No
 	// such role is one for which RoleKept is true; nil: any may be.
 	Roles    bool
@@ -66,9 +71,9 @@ func (g *Gaps) missing(r *Request, op *operation, p *policy) string {
 		return "the scopes were not kept in the record"
 	case g.Age && ctx&ctxAuthAge != 0:
 		return "the age of the authentication was not kept in the record"
-	case g.ACR && ctx&ctxACR != 0:
+	case g.ACR && ctx&ctxACR != 0 && (in.anyACR || !allKept(in.acr, g.ACRKept)):
 		return "the acr was not kept in the record"
-	case g.AMR && ctx&ctxAMR != 0:
+	case g.AMR && ctx&ctxAMR != 0 && (in.anyAMR || !allKept(in.amr, g.AMRKept)):
 		return "the amr was not kept in the record"
 	case g.Address && ctx&ctxIP != 0:
 		return "the address is not known"
@@ -83,6 +88,10 @@ func (g *Gaps) missing(r *Request, op *operation, p *policy) string {
 		return "a role was not kept in the record"
 	}
 	return g.claim(r, in)
+}
+
+func allKept(names []string, kept func(string) bool) bool {
+	return kept != nil && !slices.ContainsFunc(names, func(n string) bool { return !kept(n) })
 }
 
 // claim says which claim is wanted and not known.
@@ -167,6 +176,11 @@ func (e *Engine) Changes(other *Engine) []Change {
 	return out
 }
 
+// Recorded is a decision as a record tells it.
+func Recorded(allow bool, why string, policies []string, set string) Decision {
+	return Decision{Allow: allow, Reason: reason.Reason(why), Policies: policies, Set: set}
+}
+
 // Same tells whether two decisions are the same answer by the same policies.
 func (d *Decision) Same(other *Decision) bool {
 	return d.Allow == other.Allow && d.Reason == other.Reason && slices.Equal(d.Policies, other.Policies)
@@ -188,4 +202,76 @@ func Blame(was, is *Decision) []string {
 	}
 	slices.SortFunc(out, strings.Compare)
 	return out
+}
+
+// ActionOf is the operation as which the gate asks about a method on a route,
+// and that operation's method: a HEAD is asked as the GET that it stands for.
+func (e *Engine) ActionOf(route, method string) (action, as string, ok bool) {
+	rt := e.routes[route]
+	if rt == nil {
+		return "", "", false
+	}
+	if method == "HEAD" && rt.ops["GET"+rt.suffix] != nil {
+		method = "GET"
+	}
+	action = method + rt.suffix
+	return action, method, rt.ops[action] != nil || rt.other != nil
+}
+
+// TemplateOf is the path pattern of a route, "" if there is no such route.
+func (e *Engine) TemplateOf(route string) string {
+	if rt := e.routes[route]; rt != nil {
+		return rt.suffix[1:]
+	}
+	return ""
+}
+
+// ParamsOf matches a path in its normal form with a template.
+func ParamsOf(template, path string) (params []Param, ok bool) {
+	rest, more := strings.CutPrefix(path, "/")
+	if !more {
+		return nil, false
+	}
+	for seg := range strings.SplitSeq(strings.TrimPrefix(template, "/"), "/") {
+		if name, ok := strings.CutSuffix(seg, "...}"); ok {
+			v, err := url.PathUnescape(rest)
+			return append(params, Param{name[1:], v}), err == nil
+		}
+		if !more {
+			return nil, false
+		}
+		var have string
+		have, rest, more = strings.Cut(rest, "/")
+		v, err := url.PathUnescape(have)
+		if err != nil {
+			return nil, false
+		}
+		if strings.HasPrefix(seg, "{") {
+			params = append(params, Param{strings.Trim(seg, "{}"), v})
+		} else if v != seg {
+			return nil, false
+		}
+	}
+	return params, !more
+}
+
+// AnyParams are parameters that fit an operation, for a request whose path no
+// policy looks at.
+func (e *Engine) AnyParams(action, route string) []Param {
+	rt := e.routes[route]
+	if rt == nil {
+		return nil
+	}
+	op := rt.ops[action]
+	if op == nil {
+		op = rt.other
+	}
+	if op == nil {
+		return nil
+	}
+	params := make([]Param, len(op.params))
+	for i, name := range op.params {
+		params[i].Name = name
+	}
+	return params
 }
