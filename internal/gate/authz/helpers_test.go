@@ -24,7 +24,7 @@ var testNow = time.Date(2026, 11, 23, 9, 30, 0, 0, time.UTC)
 
 // engineOf builds an engine from texts: the name of a file, then its text.
 func engineOf(routes []Route, roles map[string]Role, files ...string) (*Engine, error) {
-	src, err := read(Config{Routes: routes, Roles: roles})
+	src, err := read(Config{Routes: routes, Roles: roles, Headers: []string{"x-role"}})
 	if err != nil {
 		return nil, err
 	}

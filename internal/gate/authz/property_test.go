@@ -21,7 +21,7 @@ var (
 		"principal", "principal is User", "principal is Anonymous",
 		`principal == User::"corp|alice"`, `principal in User::"corp|bob"`, `principal == User::"evil|alice"`,
 		`principal in Role::"clerk"`, `principal in Role::"admin"`, `principal is User in Role::"auditor"`,
-		`principal is User in User::"corp|alice"`, `principal == Anonymous::"anonymous"`, `principal == Anonymous::"other"`,
+		`principal is User in User::"corp|alice"`, `principal in Group::"ops"`, `principal is User in Group::"dev"`, `principal == Anonymous::"anonymous"`, `principal == Anonymous::"other"`,
 	}
 	scopeActions = []string{
 		"action", `action in Action::"safe"`, `action in Action::"unsafe"`, `action in [Action::"PUT", Action::"GET"]`,
@@ -47,6 +47,10 @@ var (
 		`principal is User && principal.hasTag("dept") && principal.getTag("dept") like "s*"`,
 		`principal is User && principal in Role::"admin"`, `resource in RouteGroup::"orders"`,
 		`action in Action::"safe" || ` + overflow,
+		`context has body_size && context.body_size > 10`, `context.headers["x-role"].contains("admin")`,
+		`["mfa", "gold"].contains(context.acr)`, `context.acr != "mfa"`, `context.acr like "m*"`, `context.amr.containsAny(["otp", "pin"])`,
+		`principal is User && principal has tenant && principal.tenant == "blue"`, `principal is User && principal in Group::"ops"`,
+		`principal is User && principal in [Role::"guest", Group::"dev"]`,
 		`principal is User && principal.hasTag(context.acr) && principal.getTag(context.acr) == "x"`,
 	}
 )
@@ -87,6 +91,10 @@ func randomRequest(rng *rand.Rand) *Request {
 	for _, name := range names {
 		r.Params = append(r.Params, Param{name, pick(rng, []string{"7", "8"})})
 	}
+	r.BodySize = pick(rng, []int64{-1, 0, 5, 11})
+	if line := pick(rng, []string{"", "user", "user, admin", "admin"}); line != "" {
+		r.Header = func(name string) []string { return map[string][]string{"x-role": {line}}[name] }
+	}
 	r.TLSVersion = pick(rng, []string{"", "TLS 1.3"})
 	r.ACR = pick(rng, []string{"", "mfa", "dept"})
 	r.AuthAge = pick(rng, []time.Duration{0, time.Second, 5 * time.Minute})
@@ -98,6 +106,10 @@ func randomRequest(rng *rand.Rand) *Request {
 	for range rng.IntN(4) {
 		r.Roles = append(r.Roles, pick(rng, []string{"clerk", "admin", "auditor", "guest"}))
 	}
+	for range rng.IntN(3) {
+		r.Groups = append(r.Groups, pick(rng, []string{"ops", "dev", "other"}))
+	}
+	r.Tenant = pick(rng, []string{"", "blue", "red"})
 	for range rng.IntN(2) {
 		r.Scopes = append(r.Scopes, pick(rng, []string{"orders", "users"}))
 		r.AMR = append(r.AMR, "otp")
@@ -123,7 +135,7 @@ func TestIndexedIsLinear(t *testing.T) {
 		text := randomSet(rng, valid, 1+rng.IntN(12))
 		e := mustEngine(t, table, "p.cedar", text)
 		e.cache = e.cache[:8]
-		for range 200 {
+		for range 300 {
 			r := randomRequest(rng)
 			got, want := e.Decide(r), linear(t, e, r)
 			if !reflect.DeepEqual(got, want) {
