@@ -3,11 +3,16 @@
 import * as cedar from '@cedar-policy/cedar-wasm/nodejs';
 import { createInterface } from 'node:readline';
 
+const ours = {
+  version: () => ({ version: cedar.getCedarSDKVersion() }),
+  preparse: ({ id, policies }) => cedar.preparsePolicySet(id, policies),
+};
+
 for await (const line of createInterface({ input: process.stdin })) {
   let answer;
   try {
     const { op, call } = JSON.parse(line);
-    answer = op === 'version' ? { version: cedar.getCedarSDKVersion() } : cedar[op](call);
+    answer = (ours[op] ?? cedar[op])(call);
   } catch (e) {
     answer = { type: 'failure', errors: [{ message: String(e) }] };
   }

@@ -118,6 +118,8 @@ type (
 		Type             string
 		Errors           []fault
 		ValidationErrors []fault
+		// ValidationWarnings: among them that a policy can never apply.
+		ValidationWarnings []fault
 	}
 )
 
