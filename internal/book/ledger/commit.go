@@ -24,24 +24,27 @@ const (
 // maxOrigin bounds the origin line, so that derivations fit stack buffers.
 const maxOrigin = 255
 
+// The pads of HMAC, eight bytes of each.
+const (
+	innerPad = 0x3636363636363636
+	outerPad = 0x5c5c5c5c5c5c5c5c
+)
+
 // hmac32 is HMAC-SHA256 (RFC 2104) with a 32-byte key over msg, where buf has
 // 64 spare bytes in front of msg: buf[:64] is overwritten with the padded key.
 // Written out because crypto/hmac allocates and a record needs two of them.
 func hmac32(key *[32]byte, buf []byte) [32]byte {
-	for i := range 64 {
-		buf[i] = 0x36
+	var outer [96]byte
+	for i := 0; i < 32; i += 8 {
+		k := binary.LittleEndian.Uint64(key[i:])
+		binary.LittleEndian.PutUint64(buf[i:], k^innerPad)
+		binary.LittleEndian.PutUint64(outer[i:], k^outerPad)
 	}
-	for i, k := range key {
-		buf[i] ^= k
+	for i := 32; i < 64; i += 8 {
+		binary.LittleEndian.PutUint64(buf[i:], innerPad)
+		binary.LittleEndian.PutUint64(outer[i:], outerPad)
 	}
 	inner := sha256.Sum256(buf)
-	var outer [96]byte
-	for i := range 64 {
-		outer[i] = 0x5c
-	}
-	for i, k := range key {
-		outer[i] ^= k
-	}
 	copy(outer[64:], inner[:])
 	return sha256.Sum256(outer[:])
 }
@@ -62,7 +65,8 @@ func CommitKey(subject *[32]byte, origin string, index uint64) [32]byte {
 // PersonalHash is P_i: HMAC-SHA256(k_i, personal). scratch is grown as needed
 // and returned, so that a caller in a loop does not allocate.
 func PersonalHash(k *[32]byte, personal, scratch []byte) (p [32]byte, _ []byte) {
-	scratch = append(append(scratch[:0], make([]byte, 64)...), personal...)
+	var pad [64]byte
+	scratch = append(append(scratch[:0], pad[:]...), personal...)
 	return hmac32(k, scratch), scratch
 }
 

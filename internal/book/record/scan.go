@@ -1,7 +1,9 @@
 package record
 
 import (
+	"encoding/binary"
 	"math"
+	"math/bits"
 	"unicode/utf8"
 )
 
@@ -118,11 +120,55 @@ func (s *scanner) table(tab []field, sp *spans) bool {
 			return false
 		}
 		sp[i-1] = span{int32(lo), int32(s.pos)}
+		if s.prevSpans != nil && s.prevSpans[i-1].hi != 0 {
+			i = s.run(tab, i, sp)
+		}
 	}
 	if first {
 		return s.fail("empty object, which must be absent")
 	}
 	return s.byte('}', "unknown, repeated or misplaced key") && (s.pos == len(s.b) || s.fail("bytes after the end"))
+}
+
+// run takes the values behind row i-1, just scanned, that this frame has in
+// common with the one before, byte by byte and in a row. The scanner stands after
+// the same value of the same table in both, so what follows needs no second look.
+// It gives the row to go on with.
+func (s *scanner) run(tab []field, i int, sp *spans) int {
+	was := s.prevSpans
+	from := was[i-1].hi
+	end := from + int32(common(s.b[s.pos:], s.prev[from:]))
+	shift := int32(s.pos) - from
+	for n := i; n < len(tab); n++ {
+		v := was[n]
+		if v.hi == 0 {
+			continue
+		}
+		// A number ends where another byte follows.
+		if v.hi >= end {
+			break
+		}
+		clear(sp[i:n])
+		sp[n] = span{v.lo + shift, v.hi + shift}
+		s.again[n] = true
+		i = n + 1
+		s.pos = int(v.hi + shift)
+	}
+	return i
+}
+
+// common is the length of what a and b begin with alike.
+func common(a, b []byte) int {
+	n, most := 0, min(len(a), len(b))
+	for ; n+8 <= most; n += 8 {
+		if x := binary.LittleEndian.Uint64(a[n:]) ^ binary.LittleEndian.Uint64(b[n:]); x != 0 {
+			return n + bits.TrailingZeros64(x)/8
+		}
+	}
+	for n < most && a[n] == b[n] {
+		n++
+	}
+	return n
 }
 
 // leap tells how far the row that stands at position p may be from row i, which
