@@ -13,10 +13,13 @@ import (
 )
 
 // dir is a real folder.
-type dir struct{ root string }
+type dir struct {
+	root string
+	sync *syncer
+}
 
 // Dir returns the tree below the folder root, which must exist.
-func Dir(root string) FS { return dir{root} }
+func Dir(root string) FS { return dir{root, new(syncer)} }
 
 func (d dir) path(name string) string { return filepath.Join(d.root, filepath.FromSlash(name)) }
 
@@ -25,7 +28,7 @@ func (d dir) open(name string, flag int) (File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return osFile{f}, nil
+	return osFile{f, d.sync}, nil
 }
 
 func (d dir) Create(name string) (File, error) {
@@ -58,7 +61,7 @@ func (d dir) SyncDir(name string) error {
 	if err != nil {
 		return err
 	}
-	err = f.Sync()
+	err = d.sync.sync(int(f.Fd()), aioFsync)
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
@@ -80,15 +83,16 @@ func (d dir) Lock(name string) (io.Closer, error) {
 	return f, nil
 }
 
-type osFile struct{ *os.File }
+type osFile struct {
+	*os.File
+	sync *syncer
+}
 
-func (f osFile) Sync() error {
-	for {
-		err := unix.Fdatasync(int(f.Fd()))
-		if err != unix.EINTR {
-			return err
-		}
-	}
+func (f osFile) Sync() error { return f.sync.sync(int(f.Fd()), aioFdatasync) }
+
+// Forget tells the kernel, which may go on as before if it knows better.
+func (f osFile) Forget(off, size int64) {
+	_ = unix.Fadvise(int(f.Fd()), off, size, unix.FADV_DONTNEED)
 }
 
 func (f osFile) Size() (int64, error) {

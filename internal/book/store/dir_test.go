@@ -45,7 +45,7 @@ func TestZeros(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	of := osFile{f}
+	of := osFile{f, new(syncer)}
 	for _, size := range []int64{300 << 10, 10, 700<<10 + 1} {
 		if err := of.zeros(size); err != nil {
 			t.Fatal(err)
