@@ -57,6 +57,9 @@ type JWTConfig struct {
 	// Verifiers is how many signatures may be checked at the same time; 0:
 	// GOMAXPROCS. A request waits at most Keys.Timeout for its turn.
 	Verifiers int
+	// Slots bound the same together with other methods, in the place of
+	// Verifiers; nil: slots of its own.
+	Slots *Slots
 
 	Now    func() time.Time // default time.Now
 	Logger *slog.Logger     // default: discards

@@ -446,7 +446,7 @@ func TestTooManySignatures(t *testing.T) {
 		now := jwtattack.Now
 		j, e := internalJWT(t, &now, func(c *JWTConfig) { c.Verifiers = 1 })
 		token := e.Token("EdDSA", jwtattack.Header("EdDSA"), jwtattack.Claims())
-		j.slots <- struct{}{}
+		j.slots.taken <- struct{}{}
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
 		if _, err := j.Authenticate(ctx, bearerRequest(token)); failed(err) != reason.ClientAborted {
@@ -466,7 +466,7 @@ func TestTooManySignatures(t *testing.T) {
 			got <- err
 		}()
 		synctest.Wait()
-		<-j.slots
+		<-j.slots.taken
 		if err := <-got; err != nil {
 			t.Errorf("waiting request: %v", err)
 		}

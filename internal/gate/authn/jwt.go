@@ -1,12 +1,10 @@
 package authn
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -29,7 +27,7 @@ type JWT struct {
 	profile *profile
 	keys    *keyStore
 	cache   *Cache
-	slots   chan struct{} // one token per signature check that is going on
+	slots   *Slots
 	wait    time.Duration // for a slot
 	now     func() time.Time
 }
@@ -72,12 +70,15 @@ func newJWT(c *JWTConfig) (*JWT, error) {
 			unknown: make(map[string]time.Time),
 		},
 		cache: c.Cache,
-		slots: make(chan struct{}, cmp.Or(c.Verifiers, runtime.GOMAXPROCS(0))),
+		slots: c.Slots,
 		wait:  c.Keys.Timeout,
 		now:   c.Now,
 	}
 	if j.cache == nil {
 		j.cache = NewCache(0)
+	}
+	if j.slots == nil {
+		j.slots = NewSlots(c.Verifiers)
 	}
 	for _, t := range c.Types {
 		j.types = append(j.types, mediaType(t))
@@ -246,10 +247,10 @@ func (j *JWT) judge(ctx context.Context, t *token, k cacheKey) (*Principal, erro
 // that bound the processor time spent on signatures. Claims of a token that is
 // not genuine are never looked at.
 func (j *JWT) checkSigned(ctx context.Context, t *token, key *key, a *algorithm, k cacheKey) (*Principal, *times, *Failure) {
-	if f := j.acquire(ctx); f != nil {
+	if f := j.slots.acquire(ctx, j.wait); f != nil {
 		return nil, nil, f
 	}
-	defer func() { <-j.slots }()
+	defer j.slots.release()
 	now := j.now()
 	if p, ok := j.cache.good.get(&k, now.UnixNano()); ok {
 		return p, nil, nil
@@ -259,28 +260,6 @@ func (j *JWT) checkSigned(ctx context.Context, t *token, key *key, a *algorithm,
 	}
 	p, times, f := j.profile.check(t.claims, now)
 	return p, &times, f
-}
-
-// acquire takes a slot, waiting a bounded time.
-func (j *JWT) acquire(ctx context.Context) *Failure {
-	select {
-	case j.slots <- struct{}{}:
-		return nil
-	default:
-	}
-	timer := time.NewTimer(j.wait)
-	defer timer.Stop()
-	select {
-	case j.slots <- struct{}{}:
-		return nil
-	case <-timer.C:
-		return fail(reason.Overloaded, "too many signatures to check")
-	case <-ctx.Done():
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return fail(reason.Overloaded, "too many signatures to check")
-		}
-		return fail(reason.ClientAborted, "request ended before its token was checked")
-	}
 }
 
 // checkHeader applies the strict profile to the JOSE header.

@@ -40,6 +40,15 @@ type Request struct {
 	Remote        netip.AddrPort // peer, IPv4-mapped addresses unmapped, no zone
 	TLS           *TLS           // nil on plaintext
 
+	// Client and Forwarded are set by the gate before it asks anybody else: whose
+	// address counts (the peer's, or what trusted peers say), and the client's
+	// certificate as a trusted proxy that ended the TLS gives it. FromProxy says
+	// that there is such a proxy, so that the certificate of the connection is
+	// its own and not the client's.
+	Client    netip.Addr
+	Forwarded *x509.Certificate
+	FromProxy bool
+
 	Upgrade        string // what the client asks to upgrade to, as sent; "" if it does not
 	ExpectContinue bool   // the client waits for 100 Continue before it sends the body
 	TETrailers     bool   // the client takes trailers (TE: trailers)
@@ -75,6 +84,19 @@ func (r *Request) Get(name string) (value string, n int) {
 		n++
 	}
 	return value, n
+}
+
+// ClientCertificate is the client's own certificate, nil if it showed none. A
+// forwarded one was verified by the proxy alone: it tells which key the client
+// holds, not whom a CA of ours says it is.
+func (r *Request) ClientCertificate() *x509.Certificate {
+	switch {
+	case r.FromProxy:
+		return r.Forwarded
+	case r.TLS != nil && len(r.TLS.Client) > 0:
+		return r.TLS.Client[0]
+	}
+	return nil
 }
 
 // The reasons that an Error can carry; they equal those of package reason.
