@@ -198,18 +198,19 @@ func (l *Ledger) reread(w *walFile, f *frontier, to uint64) error {
 	l.mu.RLock()
 	batches, entries, first := w.batches, w.entries, w.header.first
 	l.mu.RUnlock()
-	var raw, buf []byte
+	var buf []byte
 	slice := newSlicer(l.opt.Now)
+	read := w.window(batches, to)
 	for _, b := range batches {
 		if b.first+uint64(b.count) <= f.size || b.first >= to {
 			continue
 		}
 		slice.yield()
-		items, r, err := w.readBatch(b.batchInfo, raw, buf)
+		items, err := w.readBatch(b.batchInfo, &read, buf)
 		if err != nil {
 			return fmt.Errorf("reading %s again before signing: %w", w.name, err)
 		}
-		raw, buf = r, items
+		buf = items
 		for at := b.first; len(items) > 0; {
 			var it item
 			if it, items, err = nextItem(items); err != nil {

@@ -193,7 +193,7 @@ func (l *Ledger) copyWAL(w, old *walFile) error {
 		}
 		info := decodeBatchHead(head)
 		info.off = at.off
-		items, _, err := old.readBatch(info, nil, nil)
+		items, err := old.readBatch(info, &walWindow{f: old.f, size: info.end()}, nil)
 		if err != nil {
 			return err
 		}

@@ -331,7 +331,7 @@ func (l *Ledger) Mark(id [16]byte) (OpenMark, error) {
 
 // findMark reads the item of an open mark from its batch.
 func (l *Ledger) findMark(at markAt, id [16]byte) (item, error) {
-	b, _, err := at.wal.readBatch(at.batch, nil, nil)
+	b, err := at.wal.readBatch(at.batch, &walWindow{f: at.wal.f, size: at.batch.end()}, nil)
 	if err != nil {
 		return item{}, err
 	}

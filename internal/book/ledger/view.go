@@ -201,16 +201,17 @@ func (v *View) readSealed(s *sealedSegment, fn func(*Sealed) error) error {
 }
 
 func (v *View) readWAL(w *walFile, from, to uint64, fn func(*Sealed) error) error {
-	var raw, buf []byte
+	var buf []byte
+	read := w.window(w.batches, to)
 	for _, b := range w.batches {
 		if b.first+uint64(b.count) <= from || b.first >= to {
 			continue
 		}
-		items, r, err := w.readBatch(b.batchInfo, raw, buf)
+		items, err := w.readBatch(b.batchInfo, &read, buf)
 		if err != nil {
 			return &Damage{Kind: Edited, File: w.name, First: b.first, Last: b.first + uint64(b.count) - 1, Detail: err.Error()}
 		}
-		raw, buf = r, items
+		buf = items
 		for len(items) > 0 {
 			var it item
 			if it, items, err = nextItem(items); err != nil {

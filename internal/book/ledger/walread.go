@@ -111,33 +111,40 @@ func checkBlank(f store.File) error {
 }
 
 // readBatch reads and decrypts one batch again from the file; items are
-// appended to dst[:0]. prev is the tag that stands before the batch.
-func (w *walFile) readBatch(b batchInfo, raw, dst []byte) (items, rawOut []byte, err error) {
+// appended to dst[:0]. It is bound to the tag that stands before it.
+func (w *walFile) readBatch(b batchInfo, read *walWindow, dst []byte) ([]byte, error) {
 	n := int(batchHead + b.length)
-	if cap(raw) < n+tagSize {
-		raw = make([]byte, n+tagSize)
-	}
-	raw = raw[:n+tagSize]
 	var prev [tagSize]byte
 	if b.off == w.hdrSize {
-		raw = raw[tagSize:]
-		if err := store.ReadFull(w.f, raw, b.off); err != nil {
-			return nil, raw, err
-		}
-		head := make([]byte, w.hdrSize)
-		if err := store.ReadFull(w.f, head, 0); err != nil {
-			return nil, raw, err
+		head, err := read.at(0, int(w.hdrSize))
+		if err != nil {
+			return nil, err
 		}
 		prev = firstTag(head)
-		items, err = w.cipher.open(dst[:0], raw, &prev)
-		return items, raw, err
+		raw, err := read.at(b.off, n)
+		if err != nil {
+			return nil, err
+		}
+		return w.cipher.open(dst[:0], raw, &prev)
 	}
-	if err := store.ReadFull(w.f, raw, b.off-tagSize); err != nil {
-		return nil, raw, err
+	raw, err := read.at(b.off-tagSize, tagSize+n)
+	if err != nil {
+		return nil, err
 	}
 	copy(prev[:], raw)
-	items, err = w.cipher.open(dst[:0], raw[tagSize:], &prev)
-	return items, raw, err
+	return w.cipher.open(dst[:0], raw[tagSize:], &prev)
+}
+
+// window reads the batches of leaves below `to`.
+func (w *walFile) window(batches []walBatch, to uint64) walWindow {
+	read := walWindow{f: w.f, size: w.hdrSize}
+	for n := len(batches); n > 0; n-- {
+		if b := &batches[n-1]; b.first < to {
+			read.size = b.end()
+			break
+		}
+	}
+	return read
 }
 
 // replayer receives the items of a file in order.
