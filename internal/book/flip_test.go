@@ -395,6 +395,5 @@ func (stillFile) Sync() error                        { return errStill }
 func (stillFile) Truncate(int64) error               { return errStill }
 func (stillFile) Allocate(int64) error               { return errStill }
 func (stillFile) Allocated() (int64, error)          { return 0, errStill }
-func (stillFile) Forget(off, size int64)             {}
 func (stillFile) Close() error                       { return nil }
 func (f stillFile) Size() (int64, error)             { return f.Reader.Size(), nil }

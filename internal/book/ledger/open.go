@@ -283,18 +283,32 @@ func (l *Ledger) removeJunk(names []string) error {
 // removeWAL removes a file and destroys its key. A file that is gone already
 // is no error, so that a crash in between may repeat it.
 func (l *Ledger) removeWAL(w *walFile) error {
-	if err := closeFile(w.f); err != nil {
-		return err
-	}
 	// The key goes first: nobody would find it again without the file, while a
 	// file without its key is known for what it is by its header.
-	if err := l.opt.Keys.DropFileKey(UseWAL, w.header.keyID); err != nil {
+	err := l.opt.Keys.DropFileKey(UseWAL, w.header.keyID)
+	if err == nil && w.viewed.Load() == 0 {
+		w.shrink(newSlicer(l.opt.Now).yield)
+	}
+	if err = errors.Join(err, closeFile(w.f)); err != nil {
 		return err
 	}
 	if err := l.opt.FS.Remove(w.name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return l.opt.FS.SyncDir("wal")
+}
+
+// shrink cuts off a file that nobody reads any more, but its beginning: a file
+// system takes milliseconds to remove a large one at once. If it fails, removing
+// does the rest.
+func (w *walFile) shrink(yield func()) {
+	const piece, least = 256 << 10, 1 << 20
+	for size := w.alloc.Load() - piece; size >= least; size -= piece {
+		if w.f.Truncate(size) != nil {
+			return
+		}
+		yield()
+	}
 }
 
 // Close seals everything, signs the last checkpoint and marks the stop as a

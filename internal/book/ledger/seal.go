@@ -145,18 +145,7 @@ func (l *Ledger) seal(ctx context.Context, w *walFile) error {
 	l.state.segs = append(l.state.segs, seg)
 	l.state.wals = l.state.wals[1:]
 	l.mu.Unlock()
-	w.forget(newSlicer(l.opt.Now).yield)
 	return l.removeWAL(w)
-}
-
-// forget has the file leave the memory piece by piece, which removing it would
-// have to do at once.
-func (w *walFile) forget(yield func()) {
-	const piece = 1 << 20
-	for off := int64(0); off < w.alloc.Load(); off += piece {
-		w.f.Forget(off, piece)
-		yield()
-	}
 }
 
 // bindSegment writes the segment of a WAL file and appends the leaf that binds

@@ -106,6 +106,9 @@ func parseDamaged(b []byte, yield func()) (*segmentFile, error) {
 	s.entries = make([]entry, s.header.count)
 	col := s.b[s.foot.commitments:s.foot.others]
 	for i := range s.entries {
+		if yield != nil && i%1024 == 0 {
+			yield()
+		}
 		s.entries[i].typ = entryRecord
 		copy(s.entries[i].hash[:], col[32*i:])
 	}

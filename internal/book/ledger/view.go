@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
@@ -22,6 +23,7 @@ type View struct {
 	clean     bool
 	marks     int
 	hashes    map[uint64][]tlog.Hash // leaf hashes of the block read last
+	viewed    []*walFile             // of the ledger, that is told when the view is closed
 }
 
 // viewTries bounds how often View starts over because sealing removed a file
@@ -41,10 +43,12 @@ func (l *Ledger) View() (*View, error) {
 func (l *Ledger) view() (*View, error) {
 	l.mu.RLock()
 	c := l.state.clone()
+	live := slices.Clone(c.wals)
 	for i, w := range c.wals {
+		w.viewed.Add(1)
 		c.wals[i] = &walFile{name: w.name, header: w.header, hdrSize: w.hdrSize, cipher: w.cipher, batches: w.batches, entries: w.entries, end: w.end, seq: w.seq}
 	}
-	v := &View{contents: c, checkNote: l.latest, verifier: l.verify, marks: len(l.marks)}
+	v := &View{contents: c, checkNote: l.latest, verifier: l.verify, marks: len(l.marks), viewed: live}
 	l.mu.RUnlock()
 	for _, w := range v.wals {
 		f, err := l.opt.FS.Open(w.name)
@@ -94,6 +98,10 @@ func (v *View) Close() error {
 		v.unpack.dec.Close()
 	}
 	err := v.closeAll()
+	for _, w := range v.viewed {
+		w.viewed.Add(-1)
+	}
+	v.viewed = nil
 	if v.lock != nil {
 		err = errors.Join(err, v.lock.Close())
 	}

@@ -32,6 +32,7 @@ type walFile struct {
 	synced  uint64       // highest sequence known to be on the disk
 	alloc   atomic.Int64 // bytes zero-written ahead; grown under Ledger.growMu
 	created time.Time
+	viewed  atomic.Int32   // views that read the file; grows only while it is in Ledger.state
 	sealing *sealedSegment // under Ledger.sealMu; the segment that holds it, once a leaf binds that
 }
 

@@ -90,11 +90,6 @@ type osFile struct {
 
 func (f osFile) Sync() error { return f.sync.sync(int(f.Fd()), aioFdatasync) }
 
-// Forget tells the kernel, which may go on as before if it knows better.
-func (f osFile) Forget(off, size int64) {
-	_ = unix.Fadvise(int(f.Fd()), off, size, unix.FADV_DONTNEED)
-}
-
 func (f osFile) Size() (int64, error) {
 	st, err := f.Stat()
 	if err != nil {

@@ -513,8 +513,6 @@ func (f *memFile) Allocate(size int64) error {
 }
 
 // Allocated implements File.
-func (f *memFile) Forget(off, size int64) {}
-
 func (f *memFile) Allocated() (int64, error) {
 	f.m.mu.Lock()
 	defer f.m.mu.Unlock()

@@ -55,9 +55,6 @@ type File interface {
 	Allocate(size int64) error
 	// Allocated is how much room on the disk the file takes.
 	Allocated() (int64, error)
-	// Forget says that bytes on the disk need not be in memory any more, so that
-	// removing a large file does not take long.
-	Forget(off, size int64)
 }
 
 // ErrLocked means that another process holds the lock.
