@@ -7,6 +7,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/gatebook/gatebook/internal/reason"
@@ -56,6 +57,16 @@ type conn struct {
 	deadline bool          // mu; a read deadline is set
 	pump     *pump         // mu; owner's streamed body
 	release  chan struct{} // mu; closed to end holdWrite
+	headDue  time.Time     // mu; when the response head must have come; set on the direct way
+
+	// Of the direct way; owned by the exchange that has the connection.
+	direct bool
+	raw    syscall.RawConn
+	look   func(fd uintptr) // c.lookAt, bound once
+	abort  func()           // closes it, bound once
+	peeked [1]byte
+	silent bool      // nothing has come
+	since  time.Time // when it was last kept
 }
 
 func (p *Pool) newConn(nc net.Conn) *conn {
@@ -67,7 +78,7 @@ func (c *conn) begin(ex *exchange) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.owner, c.ex = ex, ex
-	c.framer.reset(ex.tmpl.Method == "HEAD", ex.upgrade)
+	c.framer.reset(ex.req.Method == "HEAD", ex.upgrade)
 	c.wrote.Store(false)
 	c.writing, c.settled, c.early = false, false, false
 	c.pump = ex.pump
@@ -133,7 +144,7 @@ func (c *conn) Read(p []byte) (int, error) {
 
 // beforeRead sets the deadline of a read that waits for body bytes and clears
 // it for any other: a kept connection waits as long as net/http keeps it, and
-// the head has net/http's own timer.
+// the head has net/http's own timer, except on the direct way.
 func (c *conn) beforeRead() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -145,6 +156,9 @@ func (c *conn) beforeRead() error {
 	case inBody:
 		c.deadline = true
 		return c.Conn.SetReadDeadline(time.Now().Add(c.idleBody))
+	case c.direct:
+		c.deadline = true
+		return c.Conn.SetReadDeadline(c.headDue)
 	case c.deadline:
 		c.deadline = false
 		return c.Conn.SetReadDeadline(time.Time{})
@@ -281,7 +295,7 @@ func (c *conn) Write(p []byte) (int, error) {
 		c.mu.Lock()
 		err = c.breakUp(c.ex, &cause{reason.ResponseTimeout, PhaseRequest, err})
 		c.mu.Unlock()
-	case c.wrote.Load():
+	case c.wrote.Load() && !c.direct: // on the direct way the reader is waiting for us
 		c.holdWrite()
 	}
 	return n, err

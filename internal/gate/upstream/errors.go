@@ -118,6 +118,8 @@ func readCause(f *framer, err error) *cause {
 	switch {
 	case !f.phase.inHead() && isTimeout(err):
 		return &cause{reason.BodyStalled, PhaseBody, err}
+	case f.phase.inHead() && isTimeout(err):
+		return &cause{reason.ResponseTimeout, PhaseHead, err}
 	case f.phase.inHead() && !f.started && isRemoteAlert(err):
 		// TLS 1.3 servers refuse a client certificate after the handshake
 		// (RFC 8446 section 4.4.2.4).

@@ -11,10 +11,10 @@ import (
 // Limits of what an upstream may send around a body.
 const (
 	maxHead      = 64 << 10 // all heads of one exchange together, interim ones included
-	maxTrailers  = 64 << 10
-	maxFields    = 256 // per head
-	maxChunkLine = 256 // chunk size and extensions
-	maxInterim   = 8   // 1xx answers per exchange (reference/security.md D2)
+	maxTrailers  = 8 << 10  // what net/http takes, on whichever way
+	maxFields    = 256      // per head
+	maxChunkLine = 256      // chunk size and extensions
+	maxInterim   = 8        // 1xx answers per exchange (reference/security.md D2)
 )
 
 // framePhase is where in a response the next byte belongs.
@@ -80,6 +80,8 @@ type framer struct {
 	length   int64 // Content-Length, -1 absent
 	chunked  bool
 	left     int64 // bytes left of the body or chunk
+	taken    int   // bytes of the response until now
+	headEnd  int   // of those, bytes up to the end of the final head; 0 before
 	heads    []head
 }
 
@@ -88,6 +90,7 @@ func (f *framer) reset(isHead bool, upgrade string) {
 	f.isHead, f.upgrade = isHead, upgrade
 	f.started = false
 	f.interims = 0
+	f.taken, f.headEnd = 0, 0
 	f.headLeft = maxHead
 	f.heads = f.heads[:0]
 	f.startHead()
@@ -115,6 +118,7 @@ func (f *framer) feed(p []byte) (int, error) {
 			take := min(int64(len(p)-n), f.left)
 			f.left -= take
 			n += int(take)
+			f.taken += int(take)
 			if f.left == 0 {
 				f.bodyPieceDone()
 			}
@@ -126,6 +130,10 @@ func (f *framer) feed(p []byte) (int, error) {
 				return n, err
 			}
 			n += k
+			f.taken += k
+			if f.headEnd == 0 && !f.phase.inHead() {
+				f.headEnd = f.taken
+			}
 		}
 	}
 	return n, nil

@@ -43,7 +43,7 @@ type answer struct {
 }
 
 // response makes the Response of attempt n.
-func (ex *exchange) response(ctx context.Context, h *http.Response, c choice, n int, ttfb time.Duration) *Response {
+func (ex *exchange) response(ctx context.Context, body io.ReadCloser, c choice, n int, ttfb time.Duration) *Response {
 	_ = ex.endInterims() // an answer came, so none failed
 	ex.mu.Lock()
 	final, conn, reused := ex.final, ex.conn, ex.reused
@@ -55,7 +55,7 @@ func (ex *exchange) response(ctx context.Context, h *http.Response, c choice, n 
 	}}
 	switch {
 	case final.status == http.StatusSwitchingProtocols:
-		rwc, _ := h.Body.(io.ReadWriteCloser) // agrees has made sure
+		rwc, _ := body.(io.ReadWriteCloser) // agrees has made sure
 		a.Body = &tunnelBody{ReadWriteCloser: rwc, target: c.target}
 	case !final.body:
 		c.inflight.Add(-1)
@@ -64,7 +64,7 @@ func (ex *exchange) response(ctx context.Context, h *http.Response, c choice, n 
 			ex.recycle()
 		}
 	default:
-		a.body = respBody{ctx: ctx, src: h.Body, target: c.target, attempts: n, breaker: a.Breaker, ex: ex}
+		a.body = respBody{ctx: ctx, src: body, target: c.target, attempts: n, breaker: a.Breaker, ex: ex}
 		a.Body = &a.body
 		if final.length < 0 {
 			a.Trailers = a.body.takeTrailers

@@ -33,6 +33,8 @@ type Pool struct {
 	next          atomic.Uint64 // where the next choice starts
 	closed        atomic.Bool
 	spare         sync.Pool // of *exchange
+	direct        bool      // requests without a streamed body go the direct way
+	directBufs    sync.Pool // of *[directBuf]byte
 	bufs          buffers
 }
 
@@ -55,9 +57,11 @@ func NewPool(cfg Config) (*Pool, error) {
 		return nil, fmt.Errorf("upstream %s: %w", cfg.Name, err)
 	}
 	if p.cfg.Dial == nil {
+		p.direct = true // over sockets, of which it can be asked whether they are quiet
 		p.cfg.Dial = (&net.Dialer{KeepAlive: 30 * time.Second, Resolver: cfg.Resolver}).DialContext
 	}
 	p.spare.New = func() any { return newExchange(p) }
+	p.directBufs.New = func() any { return new([directBuf]byte) }
 	p.transport = p.newTransport()
 	return p, nil
 }
@@ -140,6 +144,9 @@ func errorAfterClose(c io.Closer, err error) error {
 func (p *Pool) Close() {
 	p.closed.Store(true)
 	p.transport.CloseIdleConnections()
+	for _, t := range p.targets {
+		t.kept.close()
+	}
 }
 
 // Name is the configured name.
@@ -265,13 +272,17 @@ func (p *Pool) attempt(ctx context.Context, ex *exchange, c choice, n int) (*Res
 	c.total.Add(1)
 	c.inflight.Add(1)
 	start := time.Now()
-	hresp, err := p.transport.RoundTrip(ex.attempt(ctx, c.target))
+	ex.target = c.target
+	var body io.ReadCloser
+	var err error
+	if ex.direct {
+		body, err = p.goDirect(ctx, ex, c.target)
+	} else {
+		body, err = p.goStreaming(ctx, ex, c.target)
+	}
 	if err == nil {
-		if err = ex.agrees(hresp); err == nil {
-			c.ok(p.log)
-			return ex.response(ctx, hresp, c, n, time.Since(start)), nil, nil
-		}
-		_ = hresp.Body.Close() // the connection goes with it; err says why
+		c.ok(p.log)
+		return ex.response(ctx, body, c, n, time.Since(start)), nil, nil
 	}
 	c.inflight.Add(-1)
 	blame, err := ex.blame(ctx, err)
@@ -287,6 +298,18 @@ func (p *Pool) attempt(ctx context.Context, ex *exchange, c choice, n int) (*Res
 		c.neutral()
 	}
 	return nil, blame, nil
+}
+
+// goStreaming makes one attempt through net/http.
+func (p *Pool) goStreaming(ctx context.Context, ex *exchange, t *target) (io.ReadCloser, error) {
+	resp, err := p.transport.RoundTrip(ex.attempt(ctx, t))
+	if err != nil {
+		return nil, err
+	}
+	if err := ex.agrees(resp); err != nil {
+		return nil, errorAfterClose(resp.Body, err) // the connection goes with it
+	}
+	return resp.Body, nil
 }
 
 // counts reports whether the failure speaks against the target as a whole. A

@@ -54,8 +54,9 @@ type Request struct {
 // exchange is one Request on its way. It is reused for later requests when
 // net/http is known to have let go of it.
 type exchange struct {
-	pool *Pool
-	req  *Request
+	pool   *Pool
+	req    *Request
+	target *target // of the current attempt
 
 	// What net/http is given; rebuilt by prepare.
 	tmpl      http.Request
@@ -65,6 +66,9 @@ type exchange struct {
 	upgrade   string // in lower case
 	buffered  []byte
 	loaded    bool
+	direct    bool   // goes the direct way
+	fieldText []byte // the fields as they go out
+	wire      []byte // the request as it goes out
 	bufReader bytes.Reader
 	bufBody   io.ReadCloser // io.NopCloser(&bufReader): net/http knows it to be in memory
 	streams   bool          // the body is streamed
@@ -104,8 +108,15 @@ func (ex *exchange) prepare(r *Request) error {
 	}
 	ex.req = r
 	ex.upgrade = strings.ToLower(r.Upgrade)
-	if err := ex.setTarget(r); err != nil {
-		return err
+	ex.streams = r.Length < 0 || r.Length > maxBuffered
+	ex.direct = ex.pool.direct && !ex.streams && r.Upgrade == ""
+	if !ex.direct || strings.HasPrefix(r.Path, "//") { // both ways refuse the same
+		if err := ex.setTarget(r); err != nil {
+			return err
+		}
+	}
+	if ex.direct {
+		return ex.writeFields(r)
 	}
 	if err := ex.setFields(r); err != nil {
 		return err
@@ -114,8 +125,58 @@ func (ex *exchange) prepare(r *Request) error {
 		Method: r.Method, URL: &ex.url, Header: ex.header,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}
-	ex.streams = r.Length < 0 || r.Length > maxBuffered
 	return nil
+}
+
+// writeFields is setFields of the direct way.
+func (ex *exchange) writeFields(r *Request) error {
+	if !token(r.Method) {
+		return fmt.Errorf("upstream: method %q is not a token", r.Method)
+	}
+	b := ex.fieldText[:0]
+	for i := range r.Fields {
+		f := &r.Fields[i]
+		if notForwarded(f.Name) {
+			continue
+		}
+		if !lowerToken(f.Name) {
+			return fmt.Errorf("upstream: request field name %q is not a token in lower case", f.Name)
+		}
+		if !valueText(f.Value) {
+			return fmt.Errorf("upstream: the value of request field %q holds a control character", f.Name)
+		}
+		b = append(append(append(append(b, f.Name...), ": "...), f.Value...), "\r\n"...)
+	}
+	if r.Length == 0 && expectsContent(r.Method) {
+		b = append(b, "content-length: 0\r\n"...)
+	}
+	ex.fieldText = b
+	return nil
+}
+
+// expectsContent names the methods with which a length of 0 is sent (RFC 9110
+// section 8.6).
+func expectsContent(method string) bool {
+	return method == http.MethodPost || method == http.MethodPut || method == http.MethodPatch
+}
+
+func token(s string) bool {
+	for i := 0; i < len(s); i++ {
+		if tokenLower[s[i]] == 0 {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// valueText reports whether s holds no control character but tabs.
+func valueText(s string) bool {
+	for i := 0; i < len(s); i++ {
+		if c := s[i]; c < 0x20 && c != '\t' || c == 0x7f {
+			return false
+		}
+	}
+	return true
 }
 
 func checkRequest(r *Request) error {
@@ -185,8 +246,8 @@ func (ex *exchange) setFields(r *Request) error {
 		}
 		ex.addField(f.Name, f.Value)
 	}
-	if r.Length == 0 && (r.Method == http.MethodPost || r.Method == http.MethodPut || r.Method == http.MethodPatch) {
-		ex.addField("content-length", "0") // RFC 9110 section 8.6: the method expects content
+	if r.Length == 0 && expectsContent(r.Method) {
+		ex.addField("content-length", "0")
 	}
 	if r.Upgrade != "" {
 		ex.addField("connection", "Upgrade")
@@ -281,12 +342,17 @@ func (ex *exchange) attempt(ctx context.Context, t *target) *http.Request {
 			ex.tmpl.TransferEncoding = chunkedCoding
 		}
 	}
+	ex.fresh()
+	ex.traced = ex.traced || httptrace.ContextClientTrace(ctx) != nil
+	return ex.tmpl.WithContext(httptrace.WithClientTrace(ctx, &ex.trace))
+}
+
+// fresh forgets what the attempt before has left.
+func (ex *exchange) fresh() {
 	ex.sent.Store(false)
 	ex.mu.Lock()
 	ex.conn, ex.reused, ex.why, ex.answered, ex.gotFinal = nil, false, nil, false, false
 	ex.mu.Unlock()
-	ex.traced = ex.traced || httptrace.ContextClientTrace(ctx) != nil
-	return ex.tmpl.WithContext(httptrace.WithClientTrace(ctx, &ex.trace))
 }
 
 // identityCoding and chunkedCoding are never written to.
@@ -303,6 +369,9 @@ func (ex *exchange) gotConn(info httptrace.GotConnInfo) {
 	ex.mu.Lock()
 	ex.conn, ex.reused = c, info.Reused
 	ex.mu.Unlock()
+	if info.Reused {
+		ex.target.reused.Add(1)
+	}
 	c.begin(ex)
 }
 

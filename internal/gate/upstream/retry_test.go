@@ -38,7 +38,12 @@ func TestKeptConnectionDies(t *testing.T) {
 		} {
 			t.Run(path+" "+tt.name, func(t *testing.T) {
 				s, p := serverAndPool(t, Config{})
-				mustDo(t, p, get("/first"))
+				first := get("/first")
+				first.Length = tt.req.Length // on the same way
+				if first.Length != 0 {
+					first.Body = strings.NewReader("ab")
+				}
+				mustDo(t, p, first)
 				r := tt.req
 				r.Path = path
 				r.Fields = append(r.Fields, canon.Field{Name: "x-gatebook-request-id", Value: "one"})

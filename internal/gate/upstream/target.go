@@ -27,10 +27,12 @@ type target struct {
 	inflight atomic.Int64
 	total    atomic.Uint64
 	failures atomic.Uint64
+	reused   atomic.Uint64
 	streak   atomic.Int64 // failures in a row
 	until    atomic.Int64 // ejected until, Unix nanoseconds; 0 healthy
 	sick     atomic.Bool  // by active checks; changed under health.mu
 	health   health
+	kept     kept
 
 	mu        sync.Mutex
 	ejections int  // mu; in a row, sets the length of the next
@@ -43,6 +45,7 @@ type TargetStats struct {
 	InFlight     int64     // exchanges whose response is not complete
 	Total        uint64    // attempts
 	Failures     uint64    // attempts that the target is to blame for
+	Reused       uint64    // attempts over a kept connection
 	Ejected      bool      // not used until its probe succeeds
 	EjectedUntil time.Time // when the next probe may go out; zero if healthy
 
@@ -54,7 +57,7 @@ type TargetStats struct {
 }
 
 func (t *target) stats() TargetStats {
-	s := TargetStats{Target: t.name, InFlight: t.inflight.Load(), Total: t.total.Load(), Failures: t.failures.Load()}
+	s := TargetStats{Target: t.name, InFlight: t.inflight.Load(), Total: t.total.Load(), Failures: t.failures.Load(), Reused: t.reused.Load()}
 	if until := t.until.Load(); until != 0 {
 		s.Ejected, s.EjectedUntil = true, time.Unix(0, until)
 	}

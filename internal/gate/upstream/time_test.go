@@ -182,7 +182,7 @@ func TestEarlyAnswerStopsWriting(t *testing.T) {
 		}
 		here, there := net.Pipe()
 		ex := newExchange(p)
-		ex.tmpl.Method = "POST"
+		ex.req = &Request{Method: "POST"}
 		ex.pump = newPump(&p.bufs, trickle{}, -1)
 		c := p.newConn(here)
 		c.begin(ex)
