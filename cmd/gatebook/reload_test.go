@@ -533,6 +533,17 @@ func TestCertificatesAreWatched(t *testing.T) {
 	if text := page("/metrics"); !strings.Contains(text, `gatebook_certificate_expiry_seconds{listener="public"}`) {
 		t.Error("no metric of the certificate")
 	}
+	for range 2 {
+		if r := s.get("/v1/orders/1"); r.StatusCode != 200 {
+			t.Fatalf("status %d", r.StatusCode)
+		}
+	}
+	target := fmt.Sprintf(`{target=%q,upstream="app"} `, up.URL)
+	for name, value := range map[string]string{"requests_total": "2", "reused_total": "1", "failures_total": "0", "in_flight": "0", "ejected": "0"} {
+		if line := "\ngatebook_upstream_" + name + target + value + "\n"; !strings.Contains(page("/metrics"), line) {
+			t.Errorf("no%s in\n%s", line, page("/metrics"))
+		}
+	}
 
 	// A certificate without its key is half of a change.
 	s.replace("tls/localhost.crt", string(other.read("tls/localhost.crt")))

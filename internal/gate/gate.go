@@ -131,6 +131,7 @@ type Gate struct {
 
 	snapshot atomic.Pointer[Snapshot]
 	draining atomic.Bool
+	cutting  atomic.Bool
 	counts   counts
 	spare    sync.Pool // of *exchange
 }
@@ -167,3 +168,8 @@ func (g *Gate) Swap(s *Snapshot) (before *Snapshot, err error) {
 // Drain makes the gate answer every new exchange with 503 (reason draining);
 // those under way go on. It cannot be undone.
 func (g *Gate) Drain() { g.draining.Store(true) }
+
+// Cut says that the connections of exchanges still under way are about to be
+// closed from our side: their records name shutting_down, not the client. It
+// cannot be undone.
+func (g *Gate) Cut() { g.cutting.Store(true) }

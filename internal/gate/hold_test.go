@@ -273,6 +273,50 @@ func TestClientGone(t *testing.T) {
 	})
 }
 
+// TestCut: what the gate itself cuts when its time to drain is over was not
+// given up by the client, before the answer and in it.
+func TestCut(t *testing.T) {
+	for name, begins := range map[string]bool{"before the answer": false, "in the answer": true} {
+		t.Run(name, func(t *testing.T) {
+			arrived := make(chan struct{}, 1)
+			h := newHouse(t, houseConfig{up: backend(func(ctx context.Context, _ *upstream.Request) (*upstream.Response, error) {
+				arrived <- struct{}{}
+				if !begins {
+					<-ctx.Done()
+					return nil, ctx.Err()
+				}
+				r := response(200, -1, nil, nil)
+				r.Body = io.NopCloser(readerFunc(func([]byte) (int, error) { <-ctx.Done(); return 0, ctx.Err() }))
+				return r, nil
+			})})
+			h.both(func(t *testing.T, c *http.Client, proto string) {
+				result := make(chan error, 1)
+				go func() {
+					resp, err := c.Do(h.request(t, "GET", "/v1/orders/1", nil))
+					if err == nil {
+						_, err = io.ReadAll(resp.Body)
+						resp.Body.Close()
+					}
+					result <- err
+				}()
+				<-arrived
+				h.gate.Cut()
+				h.server.CloseClientConnections()
+				if err := <-result; err == nil {
+					t.Error("a whole answer")
+				}
+				want, status := record.Error{Origin: "gateway", Reason: "shutting_down", Phase: "forward"}, 503
+				if begins {
+					want.Phase, status = "body", 200
+				}
+				if r := h.one(t).rec; r.Error != want || r.Status != status || r.Outcome != record.Failure {
+					t.Errorf("%s: status %d outcome %s error %+v", proto, r.Status, r.Outcome, r.Error)
+				}
+			})
+		})
+	}
+}
+
 func gone(t *testing.T, c committed, phase string) {
 	t.Helper()
 	r := c.rec

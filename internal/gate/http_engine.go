@@ -64,6 +64,9 @@ func NewHTTPEngine(g *Gate, c HTTPConfig) *HTTPEngine {
 // Stats are the counts of the connections from H1Conn and H2Conn.
 func (e *HTTPEngine) Stats() *FrontStats { return &e.stats }
 
+// Cut is Gate.Cut of the engine's gate.
+func (e *HTTPEngine) Cut() { e.gate.Cut() }
+
 // ServeHTTP implements http.Handler. An aborted exchange leaves by
 // http.ErrAbortHandler, which closes the connection or resets the stream.
 func (e *HTTPEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {

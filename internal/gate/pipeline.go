@@ -67,6 +67,9 @@ func (x *exchange) fail(r reason.Reason) bool {
 	if x.why != "" && r != reason.Panic {
 		return false
 	}
+	if r == reason.ClientAborted && x.g.cutting.Load() {
+		r = reason.ShuttingDown
+	}
 	x.why = r
 	x.rec.Error = record.Error{Origin: r.Origin(), Reason: string(r), Phase: x.phase}
 	return false

@@ -42,6 +42,7 @@ type Counter struct {
 	Name   string // gatebook_..._total
 	Help   string
 	Labels []string // names; the family has a member for each combination of values
+	Level  bool     // it goes up and down after all: a gauge
 	// Read calls add once for each member, with a value for each label.
 	Read func(add func(value float64, labels ...string))
 }
@@ -63,7 +64,11 @@ func (f *family) Describe(out chan<- *prometheus.Desc) { out <- f.desc }
 // labels is reported by the handler of /metrics.
 func (f *family) Collect(out chan<- prometheus.Metric) {
 	f.Read(func(value float64, labels ...string) {
-		m, err := prometheus.NewConstMetric(f.desc, prometheus.CounterValue, value, labels...)
+		kind := prometheus.CounterValue
+		if f.Level {
+			kind = prometheus.GaugeValue
+		}
+		m, err := prometheus.NewConstMetric(f.desc, kind, value, labels...)
 		if err != nil {
 			m = prometheus.NewInvalidMetric(f.desc, err)
 		}

@@ -121,7 +121,7 @@ func (s *Server) connGauges() []obs.Gauge {
 
 // counters are what has been decided, exchange by exchange.
 func (s *Server) counters() []obs.Counter {
-	return []obs.Counter{
+	return append([]obs.Counter{
 		{
 			Name: "gatebook_records_total", Labels: []string{"kind", "reason", "class"},
 			Help: "Records of requests, handshakes and malformed requests, each refusal that was counted in a flood included, by reason and class of the status. One that the book did not take has the book's reason.",
@@ -140,7 +140,7 @@ func (s *Server) counters() []obs.Counter {
 			},
 		},
 		s.shadowCounter(),
-	}
+	}, s.upstreamCounters()...)
 }
 
 // countedConn gives its place back when it is closed.

@@ -140,6 +140,7 @@ func (l *line) shutdown(ctx context.Context) error {
 	for i, h := range servers {
 		wg.Go(func() {
 			if err := h.Shutdown(ctx); err != nil {
+				l.engine.Cut()
 				errs[i] = errors.Join(fmt.Errorf("listener %q: exchanges were cut after %s: %w", l.name, drainTime, err), h.Close())
 			}
 		})
