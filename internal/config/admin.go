@@ -45,14 +45,14 @@ func (h Holder) OfToken() bool { return h.Kind == HolderRole || h.Kind == Holder
 
 // Lists returns the holders of each role by the role's key.
 func (r *AdminRoles) Lists() map[string][]string {
-	return map[string][]string{"reader": r.Reader, "reveal": r.Reveal, "operator": r.Operator, "privacy": r.Privacy}
+	return map[string][]string{"reader": r.Reader, "reveal": r.Reveal, "operator": r.Operator, "privacy": r.Privacy, "decide": r.Decide}
 }
 
 func (d *decoder) checkAdmin(f *File) {
 	a := &f.Admin
 	_, served := d.at["admin.address"]
 	holders := 0
-	for _, role := range []string{"reader", "reveal", "operator", "privacy"} {
+	for _, role := range []string{"reader", "reveal", "operator", "privacy", "decide"} {
 		for i, text := range a.Roles.Lists()[role] {
 			holders++
 			if served {

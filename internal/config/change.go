@@ -114,6 +114,7 @@ func (f *File) Sources() []string {
 	if f.Admin.TLS != nil && f.Admin.TLS.ClientCA != "" {
 		names = append(names, string(f.Admin.TLS.ClientCA))
 	}
+	names = append(names, pathsIn(reflect.ValueOf(&f.Points).Elem())...)
 	if f.Policies != nil {
 		names = append(names, pathsIn(reflect.ValueOf(f.Policies))...)
 	}

@@ -34,6 +34,7 @@ type File struct {
 	Routes    []Route             `key:"routes" required:"true" doc:"What may be asked for. A request that no route matches is answered 404 and recorded."`
 	Roles     map[string]Role     `key:"roles" names:"label" doc:"Routes that the bearer of a role may use, by role. Written into policies; for conditions use policies."`
 	Policies  *Policies           `key:"policies" doc:"Cedar policies. Without an allowing policy or role every request is denied."`
+	Points    map[string]Point    `key:"decision_points" names:"name" doc:"Outside decision points that speak AuthZEN 1.0. What the policies allow, the point must allow too; without a clear answer in time the request is denied (policy_unavailable)."`
 	Limits    map[string]Limit    `key:"limits" names:"name" doc:"Rate limits, by the name that routes use."`
 	Redact    Redact              `key:"redact" doc:"What records keep beyond the fixed allow-list."`
 	Classes   map[string]Class    `key:"classes" names:"name" later:"retention of records by class" doc:"How long records are kept, by class."`
@@ -129,6 +130,7 @@ type AdminRoles struct {
 	Reveal   []string `key:"reveal" form:"holder" doc:"May open personal parts, besides being a reader."`
 	Operator []string `key:"operator" form:"holder" doc:"May reload and back up."`
 	Privacy  []string `key:"privacy" form:"holder" doc:"May erase, hold and prune, once this release does such."`
+	Decide   []string `key:"decide" form:"holder" doc:"May ask the policies for decisions by AuthZEN, and nothing else."`
 }
 
 // Health says where health, readiness and metrics are served.
@@ -306,6 +308,17 @@ type Shadow struct {
 	Sample int  `key:"sample" default:"100" min:"1" max:"100" doc:"How many in a hundred requests the shadow policies are asked about."`
 	Queue  int  `key:"queue" default:"1024" min:"1" max:"65536" doc:"Requests that may wait for the shadow policies; more are skipped and counted."`
 	CPU    int  `key:"cpu" default:"10" min:"1" max:"100" doc:"How much of one processor the shadow policies may take, in percent; what does not fit is skipped and counted."`
+}
+
+// Point is an outside decision point. It is told who asks, with roles, scopes
+// and claims, and for what.
+type Point struct {
+	URL     string   `key:"url" required:"true" form:"jwksurl" doc:"URL of its access evaluation endpoint, https (http on loopback only)."`
+	Routes  []string `key:"routes" form:"routes" doc:"Routes for which it is asked; orders.* means all routes whose names begin with orders. Default: all. A route has one point at most."`
+	Timeout Duration `key:"timeout" default:"200ms" min:"1ms" max:"10s" doc:"For a whole question, waiting for a connection included."`
+	Conns   int      `key:"connections" default:"16" min:"1" max:"1024" doc:"Connections at once."`
+	CA      Path     `key:"ca" form:"file" doc:"PEM file of the authorities trusted, instead of the system's."`
+	Token   Path     `key:"token" form:"file" doc:"File with a bearer token to show it."`
 }
 
 // Values of Limit.Key.

@@ -187,7 +187,7 @@ func FuzzScalars(f *testing.F) {
 }
 
 func TestSuggest(t *testing.T) {
-	top := []string{"data", "node", "origin", "keys", "book", "listen", "admin", "health", "issuers", "upstreams", "routes", "roles", "policies", "limits", "redact", "reload", "request_id"}
+	top := []string{"data", "node", "origin", "keys", "book", "listen", "admin", "health", "issuers", "upstreams", "routes", "roles", "policies", "decision_points", "limits", "redact", "reload", "request_id"}
 	for _, c := range []struct{ in, want string }{
 		{"dta", "data"},
 		{"Data", "data"},

@@ -66,6 +66,8 @@ const (
 	DeniedByDefault Reason = "denied_by_default"
 	PolicyError     Reason = "policy_error"
 	ScopeMissing    Reason = "scope_missing"
+	// PolicyUnavailable: an outside decision point gave no clear answer in time.
+	PolicyUnavailable Reason = "policy_unavailable"
 )
 
 // Which limit was reached.

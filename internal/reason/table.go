@@ -83,6 +83,7 @@ var list = []entry{
 	{DeniedByDefault, 403, OriginPolicy, textDenied},
 	{PolicyError, 403, OriginPolicy, textDenied},
 	{ScopeMissing, 403, OriginPolicy, textDenied},
+	{PolicyUnavailable, 503, OriginPolicy, textUnavailable},
 
 	{RateLimited, 429, OriginLimit, textLimited},
 	{ConcurrencyLimited, 429, OriginLimit, textLimited},

@@ -29,6 +29,7 @@ type parts struct {
 	issuers  map[string]*authn.JWT
 	pools    map[string]*upstream.Pool
 	engine   *authz.Engine
+	points   map[string]*authz.Point
 	shadow   *authz.Shadow // nil: no policies are tried
 	tried    *authz.ShadowCounts
 	rules    *redact.Rules
@@ -49,12 +50,15 @@ const (
 // declared as before is taken over from prev with all that it has learned; nil
 // means that there is nothing before.
 func build(f *config.File, b *book.Book, log *slog.Logger, prev *parts) (*parts, error) {
-	p := &parts{issuers: map[string]*authn.JWT{}, pools: map[string]*upstream.Pool{}, prints: map[string][32]byte{}}
+	p := &parts{issuers: map[string]*authn.JWT{}, pools: map[string]*upstream.Pool{}, points: map[string]*authz.Point{}, prints: map[string][32]byte{}}
 	if prev == nil {
 		prev = &parts{cache: authn.NewCache(0), tried: &authz.ShadowCounts{}}
 	}
 	p.cache, p.tried = prev.cache, prev.tried
 	var errs []error
+	if err := p.addPoints(f); err != nil {
+		errs = append(errs, err)
+	}
 	if err := p.addPolicies(f, b, prev, log); err != nil {
 		errs = append(errs, err)
 	}
@@ -312,15 +316,15 @@ func (p *parts) buildSnapshot(f *config.File, b *book.Book) (*gate.Snapshot, err
 		limits[name] = &ratelimit.Rule{Name: name, Key: l.Key, Rate: l.Rate.Count, Per: l.Rate.Per, Burst: l.Burst}
 	}
 	for i := range f.Routes {
-		c.Routes = append(c.Routes, p.buildRoute(&f.Routes[i], limits))
+		c.Routes = append(c.Routes, p.buildRoute(f, &f.Routes[i], limits))
 	}
 	return gate.NewSnapshot(c)
 }
 
-func (p *parts) buildRoute(r *config.Route, limits map[string]*ratelimit.Rule) *gate.Route {
+func (p *parts) buildRoute(f *config.File, r *config.Route, limits map[string]*ratelimit.Rule) *gate.Route {
 	out := &gate.Route{
 		Name: r.Name, Listeners: r.Listeners, Host: r.Host, Path: r.Path, Methods: r.Methods,
-		Public: r.Public, Engine: p.engine, Shadow: p.shadow, Scopes: r.Scopes,
+		Public: r.Public, Engine: p.authorizer(f, r.Name), Shadow: p.shadow, Scopes: r.Scopes,
 		Upstream: p.pools[r.Upstream], UpstreamName: r.Upstream,
 		MaxBody: int64(r.MaxBody), Audit: auditOf(r.Audit, r.Record.Phases),
 		RecordHeaders: lower(r.Record.Headers), RecordClaims: r.Record.Claims,

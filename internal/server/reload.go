@@ -392,6 +392,9 @@ func (s *Server) retire(was *current, is *parts) {
 			delete(s.loops, p)
 		}
 	}
+	for _, p := range was.parts.points {
+		end = append(end, p.Close)
+	}
 	if was.parts.shadow != nil && was.parts.shadow != is.shadow {
 		end = append(end, s.endLoop(was.parts.shadow))
 	}

@@ -40,6 +40,8 @@ type Config struct {
 	// Reload puts the configuration as it is on the disk in force and says what
 	// that changed. It records the call itself. nil: there is no such call.
 	Reload func(ctx context.Context, who *Caller) (any, error)
+	// Calls are further calls, of others.
+	Calls []Call
 	// Plain makes what is written through it fit for a terminal; nil: as it is.
 	Plain  func(io.Writer) io.Writer
 	Logger *slog.Logger
@@ -90,9 +92,43 @@ func New(c Config) *API {
 	if a.reloading != nil {
 		a.handle("POST /api/v1/reload", actReload, Operator, a.reload)
 	}
+	for _, c := range c.Calls {
+		a.handle(c.Pattern, c.Act, c.Role, func(w http.ResponseWriter, r *http.Request) error { return a.other(w, r, c.Do) })
+	}
 	a.mux.HandleFunc("GET /log/checkpoint", a.checkpoint)
 	return a
 }
+
+// Call is a call that somebody else answers.
+type Call struct {
+	Pattern string // as http.ServeMux takes it
+	Act     string // in records
+	Role    Role
+	// Do answers with what is written as JSON. It keeps the record of what it
+	// does. A *Problem tells the caller what is wrong.
+	Do func(r *http.Request, who *Caller, body []byte) (any, error)
+}
+
+// other answers a Call. The request id of the caller comes back, as AuthZEN wants
+// it.
+func (a *API) other(w http.ResponseWriter, r *http.Request, do func(*http.Request, *Caller, []byte) (any, error)) error {
+	body, err := io.ReadAll(io.LimitReader(r.Body, maxRequest+1))
+	if err != nil || len(body) > maxRequest {
+		return &Problem{Title: "the body cannot be read, or is too long", Status: http.StatusBadRequest, Code: exitUsage}
+	}
+	out, err := do(r, callerOf(r), body)
+	if err != nil {
+		return err
+	}
+	if id := r.Header.Get("X-Request-Id"); id != "" && len(id) <= maxEcho {
+		w.Header().Set("X-Request-Id", id)
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	return a.writeJSON(w, out)
+}
+
+// maxEcho is the longest request id that is sent back.
+const maxEcho = 128
 
 // handler answers one call. An error before the first byte becomes a problem.
 type handler func(w http.ResponseWriter, r *http.Request) error

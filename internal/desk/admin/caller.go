@@ -20,10 +20,11 @@ const (
 	Reveal   Role = "reveal"   // personal parts, besides Reader
 	Operator Role = "operator" // reload, verify, back up
 	Privacy  Role = "privacy"  // erase, hold, prune
+	Decide   Role = "decide"   // ask the policies (AuthZEN)
 )
 
 // Roles lists all of them.
-func Roles() []Role { return []Role{Reader, Reveal, Operator, Privacy} }
+func Roles() []Role { return []Role{Reader, Reveal, Operator, Privacy, Decide} }
 
 // Caller is who a call comes from. It is not changed after it was made.
 type Caller struct {

@@ -68,6 +68,7 @@ var advice = map[string]Advice{
 	"denied_by_default":       {"no policy and no role allows it", doPolicy},
 	"policy_error":            {"a policy could not be evaluated, which counts as a denial", "Look for \"policy error\" with this request id in the process log and mend the policy."},
 	"scope_missing":           {"the token lacks a scope that the route demands", "Let the client ask for the scope, or take it off the route."},
+	"policy_unavailable":      {"the outside decision point gave no clear answer in time, which counts as a denial", "Look for \"policy error\" with this request id in the process log, and see whether the decision point is up."},
 	"rate_limited":            {"the rate limit named above was used up", "Let the client slow down and honour Retry-After, or raise the limit."},
 	"concurrency_limited":     {"too many requests of one kind at a time", "Let the client send fewer at a time."},
 	"connection_limited":      {"too many connections at a time, in all or from one address", "A proxy in front belongs into the listener's trusted ranges; otherwise look for who opens so many."},

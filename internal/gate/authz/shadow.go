@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -80,7 +81,7 @@ func (s *Shadow) Submit(id string, r *Request, was Decision) *ShadowTrial {
 		s.c.Counts.Unsampled.Add(1)
 		return nil
 	}
-	if s.ended.Load() || len(s.queue) == cap(s.queue) { // before the copy costs anything
+	if s.ended.Load() || outsideDenied(&was) || len(s.queue) == cap(s.queue) { // before the copy costs anything
 		s.c.Counts.Skipped.Add(1)
 		return nil
 	}
@@ -94,6 +95,11 @@ func (s *Shadow) Submit(id string, r *Request, was Decision) *ShadowTrial {
 		s.c.Counts.Skipped.Add(1)
 		return nil
 	}
+}
+
+// outsideDenied: the policies allowed it, but what they said was not kept.
+func outsideDenied(d *Decision) bool {
+	return !d.Allow && len(d.Policies) == 1 && strings.HasPrefix(d.Policies[0], OutsidePrefix)
 }
 
 // copyHeaders keeps the fields that the policies can look at.
