@@ -51,13 +51,14 @@ func newUpstream(t *testing.T) *upstreamLog {
 
 // site is a gate in a folder of its own, run as a process.
 type site struct {
-	t      *testing.T
-	dir    string
-	addr   string
-	cmd    *exec.Cmd
-	client *http.Client
-	stderr *output
-	said   string // by the last command, on stderr
+	t          *testing.T
+	dir        string
+	addr       string
+	cmd        *exec.Cmd
+	client     *http.Client
+	stderr     *output
+	said       string // by the last command, on stderr
+	healthAddr string
 }
 
 // output is what a process has printed so far.

@@ -59,6 +59,13 @@ type authzEnv struct {
 	Policies []string `expr:"policies"`
 	Set      string   `expr:"set"`
 	Errors   int      `expr:"errors"`
+
+	Shadow shadowEnv `expr:"shadow"`
+}
+
+type shadowEnv struct {
+	Decision string   `expr:"decision"`
+	Policies []string `expr:"policies"`
 }
 
 type limitEnv struct {
@@ -144,7 +151,7 @@ func (v *env) set(index uint64, r *record.Record) {
 		Subject: r.Subject,
 		Authn: authnEnv{r.Authn.Method, r.Authn.Issuer, r.Authn.Client, r.Authn.Roles, r.Authn.ACR, r.Authn.AMR,
 			int(r.Authn.AgeS), int(r.Authn.TTLS), r.Authn.Bound, r.Authn.KID, r.Authn.Alg, r.Authn.Outcome, r.Authn.Reason},
-		Authz:    authzEnv{r.Authz.Decision, r.Authz.Policies, r.Authz.Set, r.Authz.Errors},
+		Authz:    authzEnv{r.Authz.Decision, r.Authz.Policies, r.Authz.Set, r.Authz.Errors, shadowEnv{r.Authz.ShadowDecision, r.Authz.ShadowPolicies}},
 		Limit:    limitEnv{r.Limit.Rule, r.Limit.Outcome, int(r.Limit.Remaining), int(r.Limit.RetryS), r.Limit.Mode},
 		TLS:      tlsEnv{r.TLS.Version, r.TLS.Cipher, r.TLS.Group, r.TLS.ALPN, r.TLS.SNI, r.TLS.Resumed, r.TLS.JA4},
 		Client:   clientEnv{r.Client.Prefix, r.Client.PortClass, r.Client.Hops},
