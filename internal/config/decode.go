@@ -142,7 +142,9 @@ func (d *decoder) value(f *field, t reflect.Type, n ast.Node, path string, v ref
 	}
 	switch shapeOf(t) {
 	case shapeStruct:
-		if m, ok := d.asMapping(n, path); ok {
+		if _, written := n.(ast.ScalarNode); written && t == reflect.TypeFor[Secret]() {
+			d.report(nodePosition(n), path, "a text where the place of a secret is expected", "secrets are never written into the file: write {file: /run/secrets/NAME} or {env: NAME}")
+		} else if m, ok := d.asMapping(n, path); ok {
 			d.mapping(m, nodePosition(n), path, v)
 		}
 	case shapeMap:

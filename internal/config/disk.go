@@ -165,6 +165,7 @@ func (c *checker) authorities() {
 	for i, is := range c.f.Issuers {
 		path := fmt.Sprintf("issuers[%d]", i)
 		c.authority(path+".ca", is.CA)
+		c.introspection(path, is.Introspection)
 		if is.JWKS != nil && is.JWKS.File != "" {
 			c.keySet(path+".jwks.file", is.JWKS.File)
 		}

@@ -154,7 +154,9 @@ type Issuer struct {
 	TenantClaim string   `key:"tenant_claim" form:"pointer" doc:"JSON pointer to the claim that names the caller's tenant, for policies. Default: that of the preset; most have none."`
 	Clients     []string `key:"clients" form:"text" doc:"OAuth clients whose ids records may show; others appear as _other."`
 	JWKS        *JWKS    `key:"jwks" doc:"Where the issuer's keys are. Unset: discovered from the issuer URL."`
-	CA          Path     `key:"ca" form:"file" doc:"PEM file of the authorities trusted for discovery and keys, instead of the system's."`
+	CA          Path     `key:"ca" form:"file" doc:"PEM file of the authorities trusted for discovery, keys and introspection, instead of the system's."`
+
+	Introspection *Introspection `key:"introspection" doc:"Where the issuer is asked about tokens that cannot be read, or that it may have revoked."`
 }
 
 // JWKS names an issuer's key set: exactly one of URL and File.
@@ -213,20 +215,26 @@ type Checks struct {
 
 // Route is a set of requests and what happens to them.
 type Route struct {
-	Name      string    `key:"name" required:"true" form:"route" doc:"Name in roles, policies and records."`
-	Listeners []string  `key:"listeners" form:"name" doc:"Listeners on which it is served. Default: all that do not only redirect."`
-	Host      string    `key:"host" form:"host" doc:"Host name asked for, without port. Unset: any."`
-	Path      string    `key:"path" required:"true" form:"pattern" doc:"Path pattern, matched segment by segment: {name} is one segment, {rest...} at the end all that remain."`
-	Methods   []string  `key:"methods" form:"method" doc:"Methods allowed. Unset: all."`
-	Upstream  string    `key:"upstream" required:"true" form:"name" doc:"Name of the upstream."`
-	Authn     []Authn   `key:"authn" doc:"Ways to say who is asking, tried in order. A route has this or public."`
-	Public    bool      `key:"public" doc:"Serve callers who do not say who they are. Policies still apply."`
-	Scopes    []string  `key:"scopes" form:"scope" doc:"OAuth scopes that a token must have, all of them."`
-	Limits    []string  `key:"limits" form:"name" doc:"Names of the rate limits that apply, all of them."`
-	Audit     Audit     `key:"audit" doc:"How firmly the exchange is recorded."`
-	MaxBody   Size      `key:"max_body" default:"10MiB" max:"1024GiB" doc:"Largest request body accepted."`
-	Record    Record    `key:"record" doc:"What the record keeps beyond the usual."`
-	PathRules PathRules `key:"path_rules" doc:"Unusual forms of a path that are let through. Paths are strict otherwise."`
+	Name      string   `key:"name" required:"true" form:"route" doc:"Name in roles, policies and records."`
+	Listeners []string `key:"listeners" form:"name" doc:"Listeners on which it is served. Default: all that do not only redirect."`
+	Host      string   `key:"host" form:"host" doc:"Host name asked for, without port. Unset: any."`
+	Path      string   `key:"path" required:"true" form:"pattern" doc:"Path pattern, matched segment by segment: {name} is one segment, {rest...} at the end all that remain."`
+	Methods   []string `key:"methods" form:"method" doc:"Methods allowed. Unset: all."`
+	Upstream  string   `key:"upstream" required:"true" form:"name" doc:"Name of the upstream."`
+	Authn     []Authn  `key:"authn" doc:"Ways to say who is asking, tried in order. A route has this or public."`
+	Public    bool     `key:"public" doc:"Serve callers who do not say who they are. Policies still apply."`
+	Scopes    []string `key:"scopes" form:"scope" doc:"OAuth scopes that a token must have, all of them."`
+
+	Audiences   []string  `key:"audiences" form:"text" doc:"Audiences of which a token must name one here; some issuer of the route has each. Unset: those of the issuer."`
+	ACR         []string  `key:"acr" form:"acr" doc:"Authentication context classes of which the login must have had one; otherwise the answer asks for a step-up (RFC 9470)."`
+	MaxAge      Duration  `key:"max_age" min:"1s" max:"30d" doc:"Longest time since the person logged in (auth_time); otherwise the answer asks for a step-up (RFC 9470)."`
+	TokenMaxAge Duration  `key:"token_max_age" min:"1s" max:"30d" doc:"Longest time since the token was issued (iat)."`
+	Resource    string    `key:"resource" form:"resource" doc:"Resource identifier of the API that the route belongs to: the URL that clients use, host and path. Its metadata (RFC 9728) are served at /.well-known/oauth-protected-resource and that path, for all routes with the same identifier, and challenges point there."`
+	Limits      []string  `key:"limits" form:"name" doc:"Names of the rate limits that apply, all of them."`
+	Audit       Audit     `key:"audit" doc:"How firmly the exchange is recorded."`
+	MaxBody     Size      `key:"max_body" default:"10MiB" max:"1024GiB" doc:"Largest request body accepted."`
+	Record      Record    `key:"record" doc:"What the record keeps beyond the usual."`
+	PathRules   PathRules `key:"path_rules" doc:"Unusual forms of a path that are let through. Paths are strict otherwise."`
 }
 
 // Values of PathRules.Allow and PathRules.Strict.
@@ -255,7 +263,7 @@ type Authn struct {
 	Session    Later  `key:"session" later:"browser sessions" doc:"Browser session."`
 	DPoP       Later  `key:"dpop" later:"DPoP-bound tokens" doc:"DPoP-bound token."`
 	MTLS       Later  `key:"mtls" later:"client certificates (mTLS)" doc:"Client certificate."`
-	Introspect Later  `key:"introspect" later:"token introspection" doc:"Opaque token, introspected."`
+	Introspect string `key:"introspect" form:"name" doc:"Bearer token, opaque or not, about which the issuer with this name is asked."`
 }
 
 // Values of Audit.Commit, Audit.Intent and Audit.OnFailure.

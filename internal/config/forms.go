@@ -56,6 +56,14 @@ func forms(name string) form {
 		return form{`^(/([^~/]|~[01])*)+$`, checkPointer}
 	case "scope":
 		return form{`^[\x21\x23-\x5b\x5d-\x7e]+$`, checkScope}
+	case "acr":
+		return form{`^[\x21\x23-\x5b\x5d-\x7e]+$`, checkACR}
+	case "resource":
+		return form{`^https?://[^?#]+$`, checkResource}
+	case "tokentext":
+		return form{`^[A-Za-z0-9._~+/=-]+$`, checkTokenText}
+	case "env":
+		return form{`^[A-Za-z_][A-Za-z0-9_]*$`, checkEnv}
 	case "type":
 		return form{`^[A-Za-z0-9.+/-]+$`, checkType}
 	case "holder":

@@ -272,7 +272,7 @@ func TestSchemaAcceptsValid(t *testing.T) {
 			t.Errorf("the schema refuses %s: %v", name, bad)
 		}
 	}
-	for _, name := range []string{"later", "spec", "unknown", "missing", "units", "issuers", "routes"} {
+	for _, name := range []string{"later", "spec", "unknown", "missing", "units", "issuers", "routes", "tokens"} {
 		if bad := check("testdata/problems/" + name + ".yaml"); len(bad) == 0 {
 			t.Errorf("the schema accepts %s.yaml", name)
 		}
@@ -304,6 +304,10 @@ func TestSchemaPatterns(t *testing.T) {
 		"file":      {"a", "/etc/x", "../y z"},
 		"claim":     {"department", "https://example.com/tenant"},
 		"text":      {"a b"},
+		"acr":       {"gold", "urn:mace:incommon:iap:silver"},
+		"env":       {"GATE_SECRET", "_a1"},
+		"resource":  {"https://api.example.com", "https://api.example.com/", "https://api.example.com:8443/v1/orders", "http://127.0.0.1:8080"},
+		"tokentext": {"ory_at_", "a.b=~+/"},
 		"holder":    {"cn:Ada Lovelace", "dns:ops.example.com", "email:ada@example.com", "uri:spiffe://x/y", "role:corp:auditor", "sub:corp:a:b"},
 	}
 	used := map[string]bool{}

@@ -147,6 +147,7 @@ func (d *decoder) checkIssuers(f *File) {
 		is, path := &f.Issuers[i], fmt.Sprintf("issuers[%d]", i)
 		d.unique(names, is.Name, i, path+".name", "issuer")
 		d.checkPreset(is, path)
+		d.checkIntrospection(is, path)
 		if is.JWKS == nil {
 			continue
 		}
@@ -155,7 +156,7 @@ func (d *decoder) checkIssuers(f *File) {
 		if byURL == byFile {
 			d.report(d.where(path+".jwks"), path+".jwks", "jwks needs exactly one of url and file", "keep one, or remove jwks to discover it from the issuer")
 		}
-		if byFile && !byURL && is.CA != "" {
+		if byFile && !byURL && is.CA != "" && is.Introspection == nil {
 			d.report(d.where(path+".ca"), path+".ca", "ca has no effect with a key set from a file", "remove it")
 		}
 	}
@@ -210,6 +211,7 @@ func (d *decoder) checkRoutes(f *File) {
 		_, ok := f.Upstreams[r.Upstream]
 		known(d, path+".upstream", "upstream", r.Upstream, f.Upstreams, ok)
 		d.routeAuthn(r, path, issuers)
+		d.routeTokens(r, path, issuers)
 		d.routeLimits(f, r, path)
 	}
 }
@@ -258,6 +260,19 @@ func (d *decoder) routeAuthn(r *Route, path string, issuers map[string]*Issuer) 
 		keys := d.countKeys(at, reflect.TypeFor[Authn]())
 		if keys != 1 && d.quiet(at) {
 			d.report(d.where(at), at, "a way to authenticate needs exactly one key", "write {jwt: ISSUER}; each way is an element of its own")
+		}
+		if asked := r.Authn[j].Introspect; asked != "" {
+			is, ok := issuers[asked]
+			known(d, at+".introspect", "issuer", asked, issuers, ok)
+			if ok && is.Introspection == nil {
+				d.report(d.where(at+".introspect"), at+".introspect", "the issuer "+quote(asked)+" has no introspection", "say in the issuer where it is asked: introspection: {url: ...}")
+			}
+			for i := range j {
+				if r.Authn[i].Introspect == asked {
+					d.report(d.where(at), at, "the issuer "+quote(asked)+" is asked twice", "keep one")
+				}
+			}
+			continue
 		}
 		is, ok := issuers[name]
 		known(d, at+".jwt", "issuer", name, issuers, ok)

@@ -162,14 +162,28 @@ func (x *exchange) authenticate() bool {
 		if !errors.Is(err, authn.ErrNoCredential) {
 			return x.notAuthenticated(a, err)
 		}
-		if notMine == nil {
-			errors.As(err, &notMine)
+		var f *authn.Failure
+		if errors.As(err, &f) && (notMine == nil || weight(f) > weight(notMine)) {
+			notMine = f
 		}
 	}
 	if notMine != nil {
 		return x.notAuthenticated(nil, notMine)
 	}
 	return x.notAuthenticated(nil, &authn.Failure{Reason: reason.NoCredential})
+}
+
+// weight orders the reasons of methods that did not take the request: that one
+// of them could not be asked says more than what the others found, and that the
+// credential has another shape than a method knows says least.
+func weight(f *authn.Failure) int {
+	switch {
+	case f.Reason.Status() >= 500:
+		return 2
+	case f.Reason == reason.TokenMalformed:
+		return 0
+	}
+	return 1
 }
 
 // meetsDemands asks for what the route demands beyond a valid credential. A

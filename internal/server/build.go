@@ -26,7 +26,7 @@ import (
 // parts are the live objects that a configuration asks for and the snapshot
 // that joins them.
 type parts struct {
-	issuers  map[string]*authn.JWT
+	issuers  map[string]*authn.JWT // those of whom something takes JWTs
 	pools    map[string]*upstream.Pool
 	engine   *authz.Engine
 	points   map[string]*authz.Point
@@ -34,6 +34,8 @@ type parts struct {
 	tried    *authz.ShadowCounts
 	rules    *redact.Rules
 	snapshot *gate.Snapshot
+
+	introspectors map[string]*authn.Introspector
 
 	cache  *authn.Cache        // verdicts on tokens, whatever the configuration
 	prints map[string][32]byte // of what an issuer, its key source or a pool was made from
@@ -50,7 +52,10 @@ const (
 // declared as before is taken over from prev with all that it has learned; nil
 // means that there is nothing before.
 func build(f *config.File, b *book.Book, log *slog.Logger, prev *parts) (*parts, error) {
-	p := &parts{issuers: map[string]*authn.JWT{}, pools: map[string]*upstream.Pool{}, points: map[string]*authz.Point{}, prints: map[string][32]byte{}}
+	p := &parts{
+		issuers: map[string]*authn.JWT{}, introspectors: map[string]*authn.Introspector{},
+		pools: map[string]*upstream.Pool{}, points: map[string]*authz.Point{}, prints: map[string][32]byte{},
+	}
 	if prev == nil {
 		prev = &parts{cache: authn.NewCache(0), tried: &authz.ShadowCounts{}}
 	}
@@ -64,6 +69,8 @@ func build(f *config.File, b *book.Book, log *slog.Logger, prev *parts) (*parts,
 	}
 	for i := range f.Issuers {
 		if err := p.addIssuer(f, &f.Issuers[i], prev, log); err != nil {
+			errs = append(errs, fmt.Errorf("issuer %q: %w", f.Issuers[i].Name, err))
+		} else if err := p.addIntrospector(f, &f.Issuers[i], prev, log); err != nil {
 			errs = append(errs, fmt.Errorf("issuer %q: %w", f.Issuers[i].Name, err))
 		}
 	}
@@ -105,6 +112,9 @@ func (p *parts) addIssuer(f *config.File, c *config.Issuer, prev *parts, log *sl
 		return err
 	}
 	p.prints[printIssuer+c.Name], p.prints[printKeys+c.Name] = whole, source
+	if !f.Signed(c.Name) {
+		return nil // nothing takes JWTs of it: nobody needs its keys
+	}
 	was := prev.issuers[c.Name]
 	if was != nil && prev.prints[printIssuer+c.Name] == whole {
 		p.issuers[c.Name] = was
@@ -148,7 +158,7 @@ func (p *parts) addPool(f *config.File, name string, u *config.Upstream, prev *p
 func recordedClaims(f *config.File, issuer string) []string {
 	var names []string
 	for _, r := range f.Routes {
-		if slices.ContainsFunc(r.Authn, func(a config.Authn) bool { return a.JWT == issuer }) {
+		if slices.ContainsFunc(r.Authn, func(a config.Authn) bool { return a.Issuer() == issuer }) {
 			names = append(names, r.Record.Claims...)
 		}
 	}
@@ -157,7 +167,6 @@ func recordedClaims(f *config.File, issuer string) []string {
 }
 
 func buildIssuer(c *config.Issuer, pass []string, cache *authn.Cache, log *slog.Logger) (*authn.JWT, error) {
-	rules := c.Rules()
 	keys := authn.KeySource{}
 	where := c.Issuer
 	if c.JWKS != nil {
@@ -174,12 +183,20 @@ func buildIssuer(c *config.Issuer, pass []string, cache *authn.Cache, log *slog.
 		}
 		keys.RootCAs = pool
 	}
-	return authn.NewJWT(authn.JWTConfig{
+	rules := tokenRules(c, pass)
+	rules.Keys, rules.Cache, rules.Logger = keys, cache, log
+	return authn.NewJWT(rules)
+}
+
+// tokenRules is what an issuer's tokens are like.
+func tokenRules(c *config.Issuer, pass []string) authn.JWTConfig {
+	rules := c.Rules()
+	return authn.JWTConfig{
 		Name: c.Name, Issuer: c.Issuer, Audiences: c.Audiences, Algorithms: rules.Algorithms,
 		Types: rules.Types, AllowNoType: rules.AllowNoType, MaxLifetime: rules.MaxLifetime, Skew: c.Skew.Std(),
 		RolesClaim: rules.RolesClaim, GroupsClaim: rules.GroupsClaim, TenantClaim: rules.TenantClaim, ScopeClaim: rules.ScopeClaim, AudienceClaim: rules.AudienceClaim, ClientClaims: rules.ClientClaims,
-		RequireClaims: rules.RequireClaims, RefuseClaims: rules.RefuseClaims, PassClaims: pass, Keys: keys, Cache: cache, Logger: log,
-	})
+		RequireClaims: rules.RequireClaims, RefuseClaims: rules.RefuseClaims, PassClaims: pass,
+	}
 }
 
 func cmpOr(s, fallback string) string {
@@ -263,6 +280,11 @@ func redactConfig(f *config.File, issuers map[string]*authn.JWT, engine *authz.E
 			c.Names.SNI = append(c.Names.SNI, r.Host)
 		}
 	}
+	metadata, _, _ := metadataRoutes(f) // buildSnapshot reports what is wrong
+	for _, r := range metadata {
+		c.Names.Routes, c.Names.Templates = append(c.Names.Routes, r.Name), append(c.Names.Templates, r.Path)
+		c.Names.Hosts, c.Names.SNI = append(c.Names.Hosts, r.Host), append(c.Names.SNI, r.Host)
+	}
 	for role := range f.Roles {
 		c.Names.Roles = append(c.Names.Roles, role)
 	}
@@ -315,13 +337,23 @@ func (p *parts) buildSnapshot(f *config.File, b *book.Book) (*gate.Snapshot, err
 	for name, l := range f.Limits {
 		limits[name] = &ratelimit.Rule{Name: name, Key: l.Key, Rate: l.Rate.Count, Per: l.Rate.Per, Burst: l.Burst}
 	}
-	for i := range f.Routes {
-		c.Routes = append(c.Routes, p.buildRoute(f, &f.Routes[i], limits))
+	metadata, at, err := metadataRoutes(f)
+	if err != nil {
+		return nil, err
 	}
+	for i := range f.Routes {
+		r, err := p.buildRoute(f, &f.Routes[i], limits)
+		if err != nil {
+			return nil, err
+		}
+		r.Challenge.ResourceMetadata = at[f.Routes[i].Resource]
+		c.Routes = append(c.Routes, r)
+	}
+	c.Routes = append(c.Routes, metadata...)
 	return gate.NewSnapshot(c)
 }
 
-func (p *parts) buildRoute(f *config.File, r *config.Route, limits map[string]*ratelimit.Rule) *gate.Route {
+func (p *parts) buildRoute(f *config.File, r *config.Route, limits map[string]*ratelimit.Rule) (*gate.Route, error) {
 	out := &gate.Route{
 		Name: r.Name, Listeners: r.Listeners, Host: r.Host, Path: r.Path, Methods: r.Methods,
 		Public: r.Public, Engine: p.authorizer(f, r.Name), Shadow: p.shadow, Scopes: r.Scopes,
@@ -336,11 +368,13 @@ func (p *parts) buildRoute(f *config.File, r *config.Route, limits map[string]*r
 	for _, form := range r.PathRules.Allow {
 		out.Forms |= canon.PathForm(form)
 	}
-	p.buildIdentity(r, out)
+	if err := p.buildIdentity(r, out); err != nil {
+		return nil, err
+	}
 	for _, name := range r.Limits {
 		out.Limits = append(out.Limits, limits[name])
 	}
-	return out
+	return out, nil
 }
 
 func lower(names []string) []string {
@@ -380,9 +414,9 @@ func Describe(f *config.File) string {
 		if !r.Public {
 			var names []string
 			for _, a := range r.Authn {
-				names = append(names, a.JWT)
+				names = append(names, describeAuthn(&a))
 			}
-			who = "jwt " + strings.Join(names, ", ")
+			who = strings.Join(names, ", ")
 		}
 		fmt.Fprintf(&b, "%-20s %s%s -> %s (%s)\n", r.Name, r.Host, r.Path, r.Upstream, who)
 	}

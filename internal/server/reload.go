@@ -316,6 +316,12 @@ func givenUp(was, is *config.File) (warnings []string) {
 		case len(a.Scopes) > 0 && len(b.Scopes) == 0:
 			say(a.Name, "it demands no scopes any more")
 		}
+		if len(a.Audiences) > 0 && len(b.Audiences) == 0 {
+			say(a.Name, "it takes all audiences of its issuers")
+		}
+		if len(a.ACR) > 0 && len(b.ACR) == 0 || a.MaxAge > 0 && b.MaxAge == 0 || a.TokenMaxAge > 0 && b.TokenMaxAge == 0 {
+			say(a.Name, "it demands less of the login or of the age of tokens")
+		}
 		if len(a.Limits) > 0 && len(b.Limits) == 0 {
 			say(a.Name, "it has no limits any more")
 		}

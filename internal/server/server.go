@@ -197,6 +197,7 @@ func (s *Server) gauges() []obs.Gauge {
 		})
 	}
 	gauges = append(gauges, s.bookGauges()...)
+	gauges = append(gauges, s.introspectionGauges()...)
 	return append(append(gauges, s.connGauges()...), s.limitGauges()...)
 }
 

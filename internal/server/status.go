@@ -49,6 +49,16 @@ type IssuerStatus struct {
 	Fetched *time.Time `json:"fetched,omitempty"`
 	Refused []string   `json:"refused,omitempty"` // keys that are not used, and why
 	Error   string     `json:"error,omitempty"`   // of the last fetch
+
+	Introspection *IntrospectionStatus `json:"introspection,omitempty"`
+}
+
+// IntrospectionStatus is where an issuer is asked about tokens.
+type IntrospectionStatus struct {
+	Asked  uint64 `json:"asked"`
+	Failed uint64 `json:"failed"`
+	Away   bool   `json:"away"`            // not asked for the moment because the last questions failed
+	Error  string `json:"error,omitempty"` // of the last question
 }
 
 // UpstreamStatus is one pool.
@@ -117,15 +127,28 @@ func (s *Server) listenerStatus(f *config.File) (out []ListenerStatus) {
 
 func (p *parts) issuerStatus() []IssuerStatus {
 	out := []IssuerStatus{}
-	for _, name := range slices.Sorted(maps.Keys(p.issuers)) {
-		k := p.issuers[name].Status()
-		st := IssuerStatus{Name: name, Usable: k.Usable, Keys: k.KIDs, Refused: k.Refused}
-		if !k.Fetched.IsZero() {
-			at := k.Fetched.UTC()
-			st.Fetched = &at
+	names := slices.Concat(slices.Collect(maps.Keys(p.issuers)), slices.Collect(maps.Keys(p.introspectors)))
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		st := IssuerStatus{Name: name}
+		if j := p.issuers[name]; j != nil {
+			k := j.Status()
+			st.Usable, st.Keys, st.Refused = k.Usable, k.KIDs, k.Refused
+			if !k.Fetched.IsZero() {
+				at := k.Fetched.UTC()
+				st.Fetched = &at
+			}
+			if k.Err != nil {
+				st.Error = k.Err.Error()
+			}
 		}
-		if k.Err != nil {
-			st.Error = k.Err.Error()
+		if i := p.introspectors[name]; i != nil {
+			k := i.Status()
+			st.Introspection = &IntrospectionStatus{Asked: k.Asked, Failed: k.Failed, Away: k.Away}
+			st.Usable = st.Usable || p.issuers[name] == nil && !k.Away
+			if k.Err != nil {
+				st.Introspection.Error = k.Err.Error()
+			}
 		}
 		out = append(out, st)
 	}

@@ -23,7 +23,7 @@ var ErrNoCredential = errors.New("no credential for this authentication method")
 // shared between requests (the verification cache hands out the same one), so
 // nobody may write to it or to what it points at.
 type Principal struct {
-	Method  string // "jwt"
+	Method  string // "jwt", "introspect"
 	Issuer  string // configured name of the issuer, never its URL
 	Subject string // unique only together with Issuer
 	Client  string // OAuth client id; empty if the token names none
@@ -32,7 +32,7 @@ type Principal struct {
 
 	ACR, KID, Alg, TokenID string
 
-	// IssuedAt and Expires are always set; AuthTime is zero if not stated.
+	// Each is zero if not stated, which only AuthTime may be in a JWT.
 	IssuedAt, Expires, AuthTime time.Time
 
 	Name, Email, Tenant string

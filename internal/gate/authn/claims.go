@@ -75,6 +75,10 @@ type profile struct {
 	require                             []requirement
 	pass                                []namedPath
 	names                               *nameSet
+
+	// introspected tokens need not say when they were issued and end, nor whom
+	// they speak for if that is the client (RFC 7662 section 2.2).
+	introspected bool
 }
 
 type namedPath struct {
@@ -87,9 +91,10 @@ type requirement struct {
 	values []string // any of them; empty: any value
 }
 
-// times are the checked date claims, in seconds since the Unix epoch.
+// times are the checked date claims, in seconds since the Unix epoch, -1 if
+// absent.
 type times struct {
-	iat, exp, nbf, auth int64 // nbf and auth are -1 if absent
+	iat, exp, nbf, auth int64
 }
 
 // check validates the claims of a token whose signature is good, in a fixed
@@ -204,9 +209,9 @@ func (p *profile) checkTimes(t times, now time.Time) *Failure {
 		return fail(reason.TokenNotYet, "nbf is in the future")
 	case t.auth >= 0 && at(t.auth).After(latest):
 		return fail(reason.TokenNotYet, "auth_time is in the future")
-	case !now.Add(-p.skew).Before(at(t.exp)):
+	case t.exp >= 0 && !now.Add(-p.skew).Before(at(t.exp)):
 		return fail(reason.TokenExpired, "exp has passed")
-	case t.exp-t.iat > int64(p.maxLifetime/time.Second):
+	case t.exp >= 0 && t.iat >= 0 && t.exp-t.iat > int64(p.maxLifetime/time.Second):
 		return fail(reason.TokenLifetimeExceeded, "exp is further from iat than max_lifetime allows")
 	case p.maxAge > 0 && now.Sub(at(t.iat)) > p.maxAge:
 		return fail(reason.TokenTooOld, "iat is longer ago than max_age allows")
@@ -216,20 +221,11 @@ func (p *profile) checkTimes(t times, now time.Time) *Failure {
 
 // read takes the claims into a Principal. detail says what is malformed.
 func (p *profile) read(c *value) (pr *Principal, t times, detail string) {
-	if t, detail = readTimes(c); detail != "" {
+	if t, detail = readTimes(c, !p.introspected); detail != "" {
 		return nil, t, detail
 	}
-	pr = &Principal{
-		IssuedAt: time.Unix(t.iat, 0).UTC(),
-		Expires:  time.Unix(t.exp, 0).UTC(),
-	}
-	if t.auth >= 0 {
-		pr.AuthTime = time.Unix(t.auth, 0).UTC()
-	}
+	pr = &Principal{IssuedAt: instant(t.iat), Expires: instant(t.exp), AuthTime: instant(t.auth)}
 	var ok bool
-	if pr.Subject, ok = text(c.get("sub"), maxSubject); !ok || pr.Subject == "" {
-		return nil, t, "sub is missing, empty, too long or holds characters that a name cannot"
-	}
 	for _, path := range p.clients {
 		if v := path.in(c); v != nil {
 			if pr.Client, ok = text(v, maxText); !ok {
@@ -237,6 +233,14 @@ func (p *profile) read(c *value) (pr *Principal, t times, detail string) {
 			}
 			break
 		}
+	}
+	if sub := c.get("sub"); sub == nil && p.introspected {
+		pr.Subject = pr.Client // what RFC 9068 section 2.2 puts into sub when there is no person
+	} else if pr.Subject, ok = text(sub, maxSubject); !ok {
+		pr.Subject = ""
+	}
+	if pr.Subject == "" {
+		return nil, t, "sub is missing, empty, too long or holds characters that a name cannot"
 	}
 	for _, s := range []struct {
 		to *string
@@ -289,14 +293,22 @@ func (p *profile) passed(c *value) map[string]string {
 	return m
 }
 
-// readTimes wants exp and iat (this profile; RFC 9068 section 2.2) and takes
-// nbf and auth_time, all as plain integers.
-func readTimes(c *value) (t times, detail string) {
+// instant is a NumericDate as time; zero for one that is absent.
+func instant(s int64) time.Time {
+	if s < 0 {
+		return time.Time{}
+	}
+	return time.Unix(s, 0).UTC()
+}
+
+// readTimes takes the dates, all as plain integers. A JWT must have exp and iat
+// (this profile; RFC 9068 section 2.2).
+func readTimes(c *value, must bool) (t times, detail string) {
 	for _, d := range []struct {
 		name string
 		to   *int64
 		must bool
-	}{{"exp", &t.exp, true}, {"iat", &t.iat, true}, {"nbf", &t.nbf, false}, {"auth_time", &t.auth, false}} {
+	}{{"exp", &t.exp, must}, {"iat", &t.iat, must}, {"nbf", &t.nbf, false}, {"auth_time", &t.auth, false}} {
 		*d.to = -1
 		v := c.get(d.name)
 		if v == nil {
@@ -311,7 +323,7 @@ func readTimes(c *value) (t times, detail string) {
 		}
 		*d.to = n
 	}
-	if t.exp <= t.iat || t.exp <= t.nbf {
+	if t.exp >= 0 && (t.exp <= t.iat || t.exp <= t.nbf) {
 		return t, "exp is not after iat and nbf"
 	}
 	return t, ""

@@ -104,6 +104,22 @@ func (c *JWTConfig) setDefaults() {
 }
 
 func (c *JWTConfig) validate() error {
+	if err := c.validateRules(); err != nil {
+		return err
+	}
+	switch {
+	case len(c.Algorithms) == 0:
+		return errors.New("algorithms are not set; name those that the issuer signs with")
+	case slices.Contains(c.Types, ""):
+		return errors.New("types hold an empty one; set AllowNoType to take tokens without typ")
+	case c.Verifiers < 0:
+		return errors.New("verifiers must not be negative")
+	}
+	return c.Keys.validate(c.Issuer)
+}
+
+// validateRules checks what holds for every token, signed or not.
+func (c *JWTConfig) validateRules() error {
 	switch {
 	case c.Name == "":
 		return errors.New("issuer has no name")
@@ -111,20 +127,14 @@ func (c *JWTConfig) validate() error {
 		return errors.New("issuer identifier is not set; it must equal the token's iss")
 	case len(c.Audiences) == 0 || slices.Contains(c.Audiences, ""):
 		return errors.New("audiences are not set or hold an empty one; name the audience that this API has at the issuer")
-	case len(c.Algorithms) == 0:
-		return errors.New("algorithms are not set; name those that the issuer signs with")
-	case slices.Contains(c.Types, ""):
-		return errors.New("types hold an empty one; set AllowNoType to take tokens without typ")
 	case c.MaxLifetime < time.Second || c.MaxLifetime%time.Second != 0:
 		return errors.New("max_lifetime must be whole seconds, at least 1 s")
 	case c.MaxAge < 0:
 		return errors.New("max_age must not be negative")
 	case c.Skew < 0 || c.Skew > maxSkew:
 		return fmt.Errorf("skew must be between 0 and %s", maxSkew)
-	case c.Verifiers < 0:
-		return errors.New("verifiers must not be negative")
 	}
-	return c.Keys.validate(c.Issuer)
+	return nil
 }
 
 // permitted resolves the configured algorithm names.

@@ -52,7 +52,7 @@ func isLoopback(host string) bool {
 // newClient makes the client that talks to an issuer and nobody else: no
 // proxy from the environment, no cookies, TLS 1.2 or later, and redirects
 // only to the same scheme, host and port.
-func newClient(roots *x509.CertPool, timeout time.Duration) *http.Client {
+func newClient(roots *x509.CertPool, timeout time.Duration, conns int) *http.Client {
 	return &http.Client{
 		Timeout: timeout,
 		Transport: &http.Transport{
@@ -61,8 +61,9 @@ func newClient(roots *x509.CertPool, timeout time.Duration) *http.Client {
 			TLSHandshakeTimeout:    timeout,
 			ResponseHeaderTimeout:  timeout,
 			IdleConnTimeout:        30 * time.Second,
-			MaxIdleConns:           2,
-			MaxConnsPerHost:        2,
+			MaxIdleConns:           conns,
+			MaxIdleConnsPerHost:    conns,
+			MaxConnsPerHost:        conns,
 			MaxResponseHeaderBytes: 64 << 10,
 			DisableCompression:     true, // a small body must not grow past its bound
 			ForceAttemptHTTP2:      true,
@@ -94,7 +95,7 @@ func get(ctx context.Context, c *http.Client, u string) ([]byte, error) {
 	if res.StatusCode != http.StatusOK {
 		return nil, &statusError{u, res.StatusCode}
 	}
-	return readBounded(res.Body, u)
+	return readBounded(res.Body, u, maxDocument)
 }
 
 // statusError is an answer other than 200.
@@ -105,13 +106,13 @@ type statusError struct {
 
 func (e *statusError) Error() string { return fmt.Sprintf("%s answered %d", e.url, e.code) }
 
-func readBounded(r io.Reader, name string) ([]byte, error) {
-	b, err := io.ReadAll(io.LimitReader(r, maxDocument+1))
+func readBounded(r io.Reader, name string, limit int64) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r, limit+1))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	if len(b) > maxDocument {
-		return nil, fmt.Errorf("%s: longer than %d bytes", name, maxDocument)
+	if int64(len(b)) > limit {
+		return nil, fmt.Errorf("%s: longer than %d bytes", name, limit)
 	}
 	return b, nil
 }
@@ -127,7 +128,7 @@ func fetchFile(path string) fetchFunc {
 			return nil, err
 		}
 		defer f.Close()
-		return readBounded(f, path)
+		return readBounded(f, path, maxDocument)
 	}
 }
 

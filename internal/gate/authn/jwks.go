@@ -82,7 +82,7 @@ func (c *KeySource) fetcher(issuer string) (fetchFunc, error) {
 	if c.File != "" {
 		return fetchFile(c.File), nil
 	}
-	client := newClient(c.RootCAs, c.Timeout)
+	client := newClient(c.RootCAs, c.Timeout, 2)
 	if c.URL != "" {
 		return fetchURL(client, c.URL), nil
 	}
