@@ -41,6 +41,7 @@ var mayImport = map[string]struct {
 	"internal/gate/ratelimit": {s("internal/gate/canon", "internal/kv", "internal/reason"), "children of gate do not know one another, nor the book"},
 	"internal/gate/upstream":  {s("internal/gate/canon", "internal/reason"), "children of gate do not know one another, nor the book"},
 	"internal/gate":           {s("internal/gate/authn", "internal/gate/authz", "internal/gate/canon", "internal/gate/ratelimit", "internal/gate/upstream", "internal/reason", "internal/book/record"), "it reaches the book through its own Recorder"},
+	"internal/token":          {s("internal/gate", "internal/gate/authn", "internal/gate/canon", "internal/kv", "internal/reason"), "its endpoints are Responders of the gate; who verifies tokens of others is handed to it"},
 	"internal/desk/query":     {s("internal/book", "internal/book/record"), "readers read through book, the one place that opens sealed records"},
 	"internal/desk/evidence":  {s("internal/book", "internal/book/ledger"), "readers read through book; proofs are checked with the ledger's arithmetic"},
 	"internal/desk/admin":     {s("internal/book", "internal/book/ledger", "internal/book/record", "internal/desk/evidence", "internal/desk/query"), "it calls the other readers"},

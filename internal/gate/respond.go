@@ -92,6 +92,13 @@ func (c *Call) Identify(p *authn.Principal) bool {
 	return true
 }
 
+// OnBehalf makes the exchange that of the person for whom the one who was
+// identified acts. Limits are not taken again.
+func (c *Call) OnBehalf(p *authn.Principal) {
+	c.x.authenticated(p)
+	c.Principal = p
+}
+
 // Mark commits the open mark: a Responder calls it before it does anything
 // that must not go unrecorded, such as issuing a token, and must return at once
 // when it returns false. What was refused without a mark may be folded in a
