@@ -236,7 +236,11 @@ func (s *segmentFile) directory(key *[32]byte, u *unpacker) (*directory, error) 
 		at += sealed
 		b = b[32:]
 	}
-	for range s.records() {
+	d.owners = make([]uint32, 0, s.records())
+	for i := range s.records() {
+		if u.yield != nil && i%1024 == 0 {
+			u.yield()
+		}
 		var owner uint64
 		if owner, b, ok = takeUvarint(b, n); !ok || owner >= n {
 			return nil, errSegment

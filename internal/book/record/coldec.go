@@ -51,7 +51,7 @@ type ColumnDecoder struct {
 	decode   []int // models that can hold a value, in order
 	join     []int // rows of the table that can be written
 	ids      idDecoder
-	id       ID // of the row that was decoded last
+	id       rowID // of the row that was decoded last
 
 	// Rows differ from the one before in few places.
 	moved []bool // by model: its symbol is another one than in the row before
@@ -74,6 +74,22 @@ func (c *colView) entry(n uint32) []byte {
 		return c.text[:c.ends[0]]
 	}
 	return c.text[c.ends[n-1]:c.ends[n]]
+}
+
+// rowID is the id of a row before it is made, which takes longer than the rest
+// of the row and is asked for only if the row is joined.
+type rowID struct {
+	by      *IDMaker // nil: id stands as it is
+	ms      int64
+	counter uint64
+	id      ID
+}
+
+func (r *rowID) make() ID {
+	if r.by == nil {
+		return r.id
+	}
+	return r.by.At(r.ms, r.counter)
 }
 
 // idDecoder is the id column that is being read.
@@ -352,7 +368,7 @@ func (d *ColumnDecoder) joinLike(dst []byte) []byte {
 			continue
 		}
 		j := joiner{dst: append(dst, d.last[copied:at]...)}
-		d.write(&j, &d.l.tab[i], k, d.id)
+		d.write(&j, &d.l.tab[i], k)
 		dst = j.dst
 		copied = d.at[n+1]
 		grown = len(dst) - start - copied
@@ -376,7 +392,7 @@ func (d *ColumnDecoder) joinAnew(dst []byte) []byte {
 		case tVersion:
 			j.dst = append(appendKey(j.dst, f.lit), '0'+Version)
 		default:
-			d.write(&j, f, d.l.byRow[i], d.id)
+			d.write(&j, f, d.l.byRow[i])
 		}
 	}
 	d.at[len(d.join)] = len(j.dst) - start
@@ -403,7 +419,7 @@ func (d *ColumnDecoder) symbol(k int, m *model, c *colView, code uint64) bool {
 }
 
 // write puts the decoded value of model k into the frame.
-func (d *ColumnDecoder) write(j *joiner, f *field, k int, id ID) {
+func (d *ColumnDecoder) write(j *joiner, f *field, k int) {
 	switch d.l.models[k].kind {
 	case mSymbol:
 		if sym := d.predict.sym[k]; sym != 0 {
@@ -416,7 +432,7 @@ func (d *ColumnDecoder) write(j *joiner, f *field, k int, id ID) {
 		return
 	case mID:
 		j.dst = append(appendKey(j.dst, f.lit), '"')
-		j.dst = append(id.AppendText(j.dst), '"')
+		j.dst = append(d.id.make().AppendText(j.dst), '"')
 		return
 	}
 	v := d.predict.val[k]
@@ -433,7 +449,7 @@ func (d *ColumnDecoder) write(j *joiner, f *field, k int, id ID) {
 }
 
 // next gives the id of a row.
-func (d *idDecoder) next(row int, us int64) (id ID, ok bool) {
+func (d *idDecoder) next(row int, us int64) (id rowID, ok bool) {
 	switch code := d.src.get(row); {
 	case code == 0:
 	case code == 1:
@@ -444,12 +460,12 @@ func (d *idDecoder) next(row int, us int64) (id ID, ok bool) {
 		return id, false
 	}
 	if d.prev == verbatimID {
-		n := copy(id[:], d.verbatim)
+		n := copy(id.id[:], d.verbatim)
 		d.verbatim = d.verbatim[n:]
-		return id, n == len(id)
+		return id, n == len(id.id)
 	}
 	s := &d.sources[d.prev]
 	counter := s.next + uint64(unzigzag(d.counter.get(row)))
 	s.next = counter + 1
-	return s.At(unzigzag(d.diff.get(row))+us/1000, counter), true
+	return rowID{by: s.IDMaker, ms: unzigzag(d.diff.get(row)) + us/1000, counter: counter}, true
 }

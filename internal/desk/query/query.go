@@ -129,7 +129,7 @@ func (f *filter) match(e *book.Entry) (bool, error) {
 
 func (f *filter) run(p *vm.Program, e *book.Entry) (any, error) {
 	f.env.set(e.Index, e.Record)
-	var in any = f.env
+	var in any = &f.env // a pointer, since the VM would be given a copy in memory of its own
 	if f.q.Reveal {
 		in = openEnv{f.env, personalOf(&e.Record.Personal)}
 	}

@@ -158,7 +158,7 @@ func (s *sieve) keep(r *record.Row) bool {
 	for _, i := range s.numbers {
 		*v.env.number(s.fields[i]) = int(r.Number(i))
 	}
-	out, err := s.f.vm.Run(s.f.prog, v.env)
+	out, err := s.f.vm.Run(s.f.prog, &v.env)
 	keep := err != nil || out.(bool) // an error is left to whoever filters again
 	if len(s.numbers) == 0 {
 		v.known, v.keep = true, keep
