@@ -1,6 +1,7 @@
 package authz
 
 import (
+	"bytes"
 	"cmp"
 	"net/url"
 	"slices"
@@ -156,14 +157,14 @@ type Change struct {
 }
 
 // Changes lists what differs from e to other, in order of ids. Where a policy
-// stands is no difference.
+// stands and how it is laid out is no difference.
 func (e *Engine) Changes(other *Engine) []Change {
 	var out []Change
 	for _, p := range e.policies {
 		switch q := other.lookup(p.id); {
 		case q == nil:
 			out = append(out, Change{ID: p.id, What: "removed", Was: p.text})
-		case q.text != p.text:
+		case !bytes.Equal(q.full.MarshalCedar(), p.full.MarshalCedar()):
 			out = append(out, Change{ID: p.id, What: "changed", Was: p.text, Is: q.text})
 		}
 	}

@@ -173,7 +173,8 @@ func TestChanges(t *testing.T) {
 	a := mustEngine(t, nil, "p.cedar", `@id("one") permit(principal, action, resource); @id("two") forbid(principal, action, resource) when { context.tls == "none" };`)
 	b := mustEngine(t, map[string]Role{"clerk": {Allow: []string{"rest"}}}, "moved.cedar", `
 
-@id("one") permit(principal, action, resource); @id("two") forbid(principal, action, resource) when { context.acr == "" };`)
+@id("one")
+permit(principal, /* anything */ action, resource); @id("two") forbid(principal, action, resource) when { context.acr == "" };`)
 	var got []string
 	for _, c := range a.Changes(b) {
 		got = append(got, c.What+" "+c.ID)
