@@ -33,6 +33,7 @@ func policySite(t *testing.T, upstream, point string) (*site, *jwtattack.Env) {
 @id("readers") permit (principal is User, action in Action::"safe", resource)
 when { context.scopes.contains("orders:read") && principal has tenant && principal.tenant == "blue" };
 @id("no-admin-header") forbid (principal, action, resource) when { context.headers["x-role"].contains("admin") };
+@id("stale") forbid (principal, action in Action::"unsafe", resource) when { context has auth_age && context.auth_age > 3600 };
 @id("small") forbid (principal, action in Action::"unsafe", resource) unless { context has body_size && context.body_size <= 4 };
 `)
 	s.write("next/n.cedar", `@id("nobody-reads-7") forbid (principal, action == Action::"GET /v1/orders/{id}", resource == Route::"orders.read") when { context.params.id == "7" };
@@ -56,7 +57,18 @@ routes:
 policies: {dir: policies, headers: [x-role], shadow: {dir: next, cpu: 100}}
 decision_points: {opa: {url: %q, routes: [asked], timeout: 2s}}
 `, s.addr, s.health(), jwtattack.Issuer, jwtattack.Audience, upstream, point))
-	s.run(0, "check", filepath.Join(s.dir, "gatebook.yaml"))
+	name := filepath.Join(s.dir, "gatebook.yaml")
+	good := string(s.read("gatebook.yaml"))
+	for from, to := range map[string]string{
+		"routes: [asked]":           "routes: [orders.delete]",                                  // no such route
+		"routes: [asked], timeout:": "timeout: 1s}, b: {url: \"http://127.0.0.1:1/\", timeout:", // two for one route
+		"dir: next":                 "dir: gone",
+	} {
+		s.write("gatebook.yaml", strings.Replace(good, from, to, 1))
+		s.run(2, "check", name)
+	}
+	s.write("gatebook.yaml", good)
+	s.run(0, "check", name)
 	return s, env
 }
 

@@ -251,15 +251,16 @@ const keptPrefix = "gatebook."
 
 // inputs reads what the gate kept because the policies of the time read it.
 func (p *replayer) inputs(in *recordedPerson, q *authz.Request, g *authz.Gaps, past *pastSet) {
-	scopes, _ := in.Claims[server.ScopeClaim].(string)
-	age, _ := in.Claims[server.AgeClaim].(string)
-	g.Scopes = past.engine == nil || !past.named.Scopes || strings.HasSuffix(scopes, cutMark)
+	// The gate writes both whatever the token holds, so one that is not there
+	// was dropped, and one that is no single text came from elsewhere.
+	scopes, there := in.Claims[server.ScopeClaim].(string)
+	g.Scopes = !there || past.engine == nil || !past.named.Scopes || strings.HasSuffix(scopes, cutMark)
 	q.Scopes = strings.Fields(scopes)
-	g.Age = past.engine == nil || !past.named.Age
-	if n, err := strconv.ParseInt(age, 10, 32); err == nil && n > 0 {
+	age, there := in.Claims[server.AgeClaim].(string)
+	n, err := strconv.ParseInt(age, 10, 32)
+	g.Age = !there || err != nil || n < 0 || past.engine == nil || !past.named.Age
+	if !g.Age {
 		q.AuthAge = time.Duration(n) * time.Second
-	} else if age != "" {
-		g.Age = true
 	}
 }
 

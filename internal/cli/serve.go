@@ -107,6 +107,9 @@ func (a *app) check() error {
 	if _, err := server.BuildShadow(f); err != nil {
 		return &usageError{err}
 	}
+	if err := server.CheckPoints(f); err != nil {
+		return &usageError{err}
+	}
 	if a.json {
 		return a.printJSON(map[string]any{"file": f.Name(), "ok": true, "routes": len(f.Routes), "policies": len(engine.Policies()), "policy_set": engine.SetHash()})
 	}

@@ -14,7 +14,7 @@ import (
 // and a record has no field for.
 const (
 	ScopeClaim = "gatebook.scope"       // the scopes, with a space between two
-	AgeClaim   = "gatebook.login_age_s" // seconds since the person authenticated, rounded up
+	AgeClaim   = "gatebook.login_age_s" // seconds since the person authenticated, rounded up; 0 if unknown
 )
 
 // recordInputs keeps what the policies read, so that the decision can be made
@@ -24,9 +24,12 @@ func (x *exchange) recordInputs(p *authn.Principal) {
 	if x.route.RecordScopes {
 		raw.Claims = append(raw.Claims, record.Pair{Name: ScopeClaim, Value: strings.Join(p.Scopes, " ")})
 	}
-	if x.route.RecordAge && !p.AuthTime.IsZero() {
-		age := max(x.start.Sub(p.AuthTime), 1)
-		raw.Claims = append(raw.Claims, record.Pair{Name: AgeClaim, Value: strconv.FormatInt(int64((age-1)/time.Second)+1, 10)})
+	if x.route.RecordAge {
+		seconds := int64(0)
+		if !p.AuthTime.IsZero() {
+			seconds = int64((max(x.start.Sub(p.AuthTime), 1)-1)/time.Second) + 1
+		}
+		raw.Claims = append(raw.Claims, record.Pair{Name: AgeClaim, Value: strconv.FormatInt(seconds, 10)})
 	}
 }
 

@@ -121,15 +121,37 @@ func (s *Server) evaluate(r *http.Request, who *admin.Caller, q *authz.ZenEvalua
 	return out, nil
 }
 
-// addPoints makes the outside decision points. They hold no state worth keeping,
-// so a reload makes them anew.
-func (p *parts) addPoints(f *config.File) error {
+// CheckPoints looks for what of a configuration's decision points cannot be.
+func CheckPoints(f *config.File) error {
 	for name, c := range f.Points {
 		for _, pattern := range c.Routes {
 			if !slices.ContainsFunc(f.Routes, func(r config.Route) bool { return routeIn(r.Name, pattern) }) {
 				return fmt.Errorf("decision point %q: routes: %q names no route", name, pattern)
 			}
 		}
+	}
+	for i := range f.Routes {
+		var of []string
+		for name, c := range f.Points {
+			if len(c.Routes) == 0 || slices.ContainsFunc(c.Routes, func(pattern string) bool { return routeIn(f.Routes[i].Name, pattern) }) {
+				of = append(of, name)
+			}
+		}
+		slices.Sort(of)
+		if len(of) > 1 {
+			return fmt.Errorf("route %q: it has the decision points %s; a route has one at most: narrow their routes", f.Routes[i].Name, strings.Join(of, " and "))
+		}
+	}
+	return nil
+}
+
+// addPoints makes the outside decision points. They hold no state worth keeping,
+// so a reload makes them anew.
+func (p *parts) addPoints(f *config.File) error {
+	if err := CheckPoints(f); err != nil {
+		return err
+	}
+	for name, c := range f.Points {
 		pc := authz.PointConfig{Name: name, URL: c.URL, Timeout: c.Timeout.Std(), Conns: c.Conns}
 		if c.CA != "" {
 			pool, err := loadPool(string(c.CA))
@@ -148,18 +170,6 @@ func (p *parts) addPoints(f *config.File) error {
 			}
 		}
 		p.points[name] = authz.NewPoint(pc)
-	}
-	for i := range f.Routes {
-		var of []string
-		for name, c := range f.Points {
-			if len(c.Routes) == 0 || slices.ContainsFunc(c.Routes, func(pattern string) bool { return routeIn(f.Routes[i].Name, pattern) }) {
-				of = append(of, name)
-			}
-		}
-		slices.Sort(of)
-		if len(of) > 1 {
-			return fmt.Errorf("route %q: it has the decision points %s; a route has one at most: narrow their routes", f.Routes[i].Name, strings.Join(of, " and "))
-		}
 	}
 	return nil
 }
