@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -138,6 +139,9 @@ func writeBackup(w io.Writer, c *Config, view *ledger.View, state *os.File, key 
 	if err := view.Copy(put); err != nil {
 		return nil, err
 	}
+	if err := putPolicies(c.Dir, put); err != nil {
+		return nil, err
+	}
 	st, err := state.Stat()
 	if err == nil {
 		err = put(keyStoreName, st.Size(), state)
@@ -160,6 +164,33 @@ func errOr(err, other error) error {
 		return err
 	}
 	return other
+}
+
+// backupPolicies is the folder of the policy sets that once decided. They are
+// not of the log, but old decisions are explained by them.
+const backupPolicies = "policies"
+
+func putPolicies(dir string, put func(string, int64, io.Reader) error) error {
+	entries, err := os.ReadDir(filepath.Join(dir, backupPolicies))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !e.Type().IsRegular() || strings.HasPrefix(e.Name(), ".") || !strings.HasSuffix(e.Name(), ".json") {
+			continue
+		}
+		b, err := os.ReadFile(filepath.Join(dir, backupPolicies, e.Name()))
+		if err == nil {
+			err = put(backupPolicies+"/"+e.Name(), int64(len(b)), bytes.NewReader(b))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func putKeyFiles(dir string, put func(string, int64, io.Reader) error) error {
@@ -255,7 +286,7 @@ func backupName(name string) error {
 		return nil
 	}
 	dir, rest, _ := strings.Cut(name, "/")
-	if !slices.Contains([]string{"wal", "segments", "manifests", "tile", backupKeys}, dir) || rest == "" ||
+	if !slices.Contains([]string{"wal", "segments", "manifests", "tile", backupKeys, backupPolicies}, dir) || rest == "" ||
 		strings.Contains(rest, "/") != (dir == "tile") || !filepath.IsLocal(filepath.FromSlash(name)) || filepath.ToSlash(filepath.Clean(name)) != name {
 		return fmt.Errorf("not the name of a file in a backup: %q", name)
 	}
