@@ -62,11 +62,9 @@ var reasonsElsewhere = map[string]elsewhere{
 	"quota_exceeded":      {why: "there are no quotas in this release"},
 	"limiter_unavailable": {why: "limits are kept in memory in this release, which is always there"},
 
-	"token_too_old":        {"no configuration sets max_age", "internal/gate/authn.TestAttackTable"},
 	"token_replayed":       {why: "there are no one-time tokens in this release"},
 	"token_reuse_detected": {why: "there is no token service in this release"},
 	"token_revoked":        {why: "there is no revocation in this release"},
-	"token_inactive":       {why: "there is no introspection in this release"},
 	"binding_mismatch":     {why: "bound tokens are refused in this release (binding_required)"},
 	"dpop_proof":           {why: "there is no DPoP in this release"},
 	"dpop_nonce":           {why: "there is no DPoP in this release"},
@@ -74,7 +72,6 @@ var reasonsElsewhere = map[string]elsewhere{
 	"key_expired":          {why: "there are no API keys in this release"},
 	"key_revoked":          {why: "there are no API keys in this release"},
 	"session_expired":      {why: "there are no browser sessions in this release"},
-	"stepup_required":      {why: "there is no step-up in this release"},
 
 	"dns":                    {"names are looked up outside", "cmd/gatebook.TestUpstreamReasons"},
 	"connect_timeout":        {"it takes a service that is broken", "cmd/gatebook.TestUpstreamReasons"},
@@ -137,6 +134,14 @@ func eventTable() (all []event) {
 func answeredEvents() []event {
 	return []event{
 		{name: "200", kind: "request", status: 200, wire: 200, often: true, do: asks(get("/open/x"))},
+		{name: "200 to an introspected token", kind: "request", status: 200, wire: 200, often: true, do: asks(get("/asked/x", "Authorization: Bearer good"))},
+		{name: "200 after a step-up", kind: "request", status: 200, wire: 200, do: with("/careful", claims(func(c jwtattack.Object) jwtattack.Object {
+			return c.Set("acr", `"urn:silver"`).Set("auth_time", fmt.Sprint(time.Now().Unix()))
+		}))},
+		{
+			name: "metadata of a resource", kind: "request", status: 200, wire: 200, fields: map[string]string{"Content-Type": "application/json"},
+			do: asks(get("/.well-known/oauth-protected-resource/asked")),
+		},
 		{name: "404 of the service", kind: "request", status: 404, wire: 404, do: asks(get("/open/missing"))},
 		{
 			name: "redirected by the gate", kind: "request", status: 308, wire: 308, closed: true, fields: map[string]string{"Location": "https://localhost/open/x?q=1"},
@@ -338,6 +343,19 @@ func tokenEvents() []event {
 	two.status, two.wire = 400, 400
 	away := refusal("issuer_unavailable", with("/foreign/x", claims(func(c jwtattack.Object) jwtattack.Object { return c.Set("iss", `"https://away.example"`) })))
 	away.status, away.wire = 503, 503
+	inactive := refusal("token_inactive", asks(get("/asked/x", "Authorization: Bearer revoked")))
+	inactive.fold = true
+	inactive.fields = map[string]string{"WWW-Authenticate": `Bearer realm="gatebook", error="invalid_token", resource_metadata="http://localhost/.well-known/oauth-protected-resource/asked"`}
+	mute := refusal("issuer_unavailable", asks(get("/mute/x", "Authorization: Bearer good")))
+	mute.name, mute.status, mute.wire = "introspection away", 503, 503
+	demanded := func(why, name string, do func(*visit) (reply, error)) event {
+		e := refusal(why, do)
+		e.name = why + ", " + name
+		if name == "introspected" {
+			e.fields = inactive.fields
+		}
+		return e
+	}
 	header := func(name, value string) func(h, c jwtattack.Object) (jwtattack.Object, jwtattack.Object) {
 		return func(h, c jwtattack.Object) (jwtattack.Object, jwtattack.Object) { return h.Set(name, value), c }
 	}
@@ -362,6 +380,20 @@ func tokenEvents() []event {
 		refusal("token_audience", with("/guarded/x", claim("aud", `"https://other.example"`))),
 		refusal("token_issuer", with("/guarded/x", claim("iss", `"https://evil.example"`))),
 		refusal("token_type", with("/guarded/x", header("typ", `"JWT"`))),
+		refusal("token_too_old", with("/young", claims(func(c jwtattack.Object) jwtattack.Object {
+			return c.Set("iat", at(-2*time.Minute))
+		}))),
+		demanded("token_audience", "of the route", with("/audience", nil)),
+		inactive, mute,
+		demanded("token_expired", "introspected", asks(get("/asked/x", "Authorization: Bearer expired"))),
+		demanded("token_not_yet", "introspected", asks(get("/asked/x", "Authorization: Bearer early"))),
+		demanded("token_audience", "introspected", asks(get("/asked/x", "Authorization: Bearer elsewhere"))),
+		demanded("token_audience", "introspected, of the route", asks(get("/audience", "Authorization: Bearer good"))),
+		demanded("token_issuer", "introspected", asks(get("/asked/x", "Authorization: Bearer foreign"))),
+		demanded("token_type", "introspected", asks(get("/asked/x", "Authorization: Bearer refresh"))),
+		demanded("token_malformed", "introspected", asks(get("/asked/x", "Authorization: Bearer nobody"))),
+		demanded("token_lifetime_exceeded", "introspected", asks(get("/asked/x", "Authorization: Bearer eternal"))),
+		demanded("binding_required", "introspected", asks(get("/asked/x", "Authorization: Bearer bound"))),
 	}
 }
 
@@ -369,7 +401,19 @@ func bindingEvents() []event {
 	bound := claims(func(c jwtattack.Object) jwtattack.Object {
 		return c.Set("cnf", `{"jkt":"0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"}`)
 	})
-	return []event{{name: "binding", kind: "request", reason: "binding_required", phase: "authn", status: 401, wire: 401, often: true, do: with("/guarded/x", bound)}}
+	login := func(name, acr string, ago time.Duration) event {
+		return event{
+			name: name, kind: "request", reason: "stepup_required", phase: "authn", status: 401, wire: 401, often: true,
+			fields: map[string]string{"WWW-Authenticate": `Bearer realm="gatebook", error="insufficient_user_authentication", acr_values="gold urn:silver", max_age=300`},
+			do: with("/careful", claims(func(c jwtattack.Object) jwtattack.Object {
+				return c.Set("acr", acr).Set("auth_time", fmt.Sprint(time.Now().Add(-ago).Unix()))
+			})),
+		}
+	}
+	return []event{
+		{name: "binding", kind: "request", reason: "binding_required", phase: "authn", status: 401, wire: 401, often: true, do: with("/guarded/x", bound)},
+		login("login of another class", `"bronze"`, time.Minute), login("old login", `"gold"`, 10*time.Minute),
+	}
 }
 
 func deniedEvents() []event {

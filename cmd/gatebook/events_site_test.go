@@ -49,7 +49,9 @@ func newWorld(t *testing.T) *world {
 	service := httptest.NewServer(http.HandlerFunc(w.service))
 	t.Cleanup(service.Close)
 	t.Cleanup(service.CloseClientConnections)
+	tokens := newTokenServer(t, jwtattack.Audience)
 	w.site = newSite(t, service.URL)
+	w.write("introspect.secret", tokenServerSecret+"\n")
 	w.write("jwks.json", string(env.JWKS))
 	w.write("policies/open.cedar", `
 @id("open")
@@ -70,8 +72,10 @@ listen:
   - {name: door, address: %q, redirect_to_https: true}
 health: {address: %q}
 issuers:
-  - {name: corp, issuer: %q, audiences: [%q], algorithms: [ES256], jwks: {file: jwks.json}}
+  - {name: corp, issuer: %q, audiences: [%q, other], algorithms: [ES256], jwks: {file: jwks.json}}
   - {name: away, issuer: "https://away.example", audiences: [%q], algorithms: [ES256], jwks: {url: "http://127.0.0.1:1/keys"}}
+  - {name: asked, issuer: "https://asked.example", audiences: [%q], introspection: {url: %q, client_id: gate, client_secret: {file: introspect.secret}}}
+  - {name: mute, issuer: "https://mute.example", audiences: [%q], introspection: {url: "http://127.0.0.1:1/introspect", client_id: gate, client_secret: {file: introspect.secret}}}
 upstreams:
   app: {targets: [%q]}
   gone: {targets: ["http://%s"], ejection: {failures: 0}}
@@ -80,6 +84,11 @@ routes:
   - {name: open, path: "/open/{rest...}", methods: [GET, POST], upstream: app, public: true, max_body: 1KiB}
   - {name: guarded, path: "/guarded/{rest...}", upstream: app, authn: [{jwt: corp}]}
   - {name: foreign, path: "/foreign/{rest...}", upstream: app, authn: [{jwt: away}]}
+  - {name: asked, path: "/asked/{rest...}", upstream: app, authn: [{jwt: corp}, {introspect: asked}], resource: "http://localhost/asked"}
+  - {name: mute, path: "/mute/{rest...}", upstream: app, authn: [{introspect: mute}]}
+  - {name: young, path: "/young", upstream: app, authn: [{jwt: corp}], token_max_age: 1m}
+  - {name: careful, path: "/careful", upstream: app, authn: [{jwt: corp}], acr: [gold, "urn:silver"], max_age: 5m}
+  - {name: audience, path: "/audience", upstream: app, authn: [{jwt: corp}, {introspect: asked}], audiences: [other]}
   - {name: limited, path: "/limited/{rest...}", upstream: app, public: true, limits: [tight]}
   - {name: unlisted, path: "/unlisted", upstream: app, public: true}
   - {name: closed, path: "/closed", upstream: app, authn: [{jwt: corp}]}
@@ -90,7 +99,8 @@ routes:
 limits:
   tight: {key: prefix, rate: 1/h, burst: 1}
 policies: {dir: policies}
-`, w.addr, w.mesh, w.door, w.health, jwtattack.Issuer, jwtattack.Audience, jwtattack.Audience, service.URL, freeAddr(t), service.URL))
+`, w.addr, w.mesh, w.door, w.health, jwtattack.Issuer, jwtattack.Audience, jwtattack.Audience,
+		jwtattack.Audience, tokens.URL, jwtattack.Audience, service.URL, freeAddr(t), service.URL))
 	w.run(0, "check", w.dir+"/gatebook.yaml")
 	w.hello = clientHello(t)
 	return w
