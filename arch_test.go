@@ -65,6 +65,7 @@ var owners = map[string][]string{
 	"github.com/prometheus/client_golang": s("internal/obs"),
 	"github.com/spf13/cobra":              s("internal/cli"),
 	"github.com/expr-lang/expr":           s("internal/desk/query"),
+	"github.com/redis/go-redis":           s("internal/kv"),
 	"go.etcd.io/bbolt":                    s("internal/book/keys", "internal/kv"),
 	"github.com/klauspost/compress":       s("internal/book/ledger"),
 	"golang.org/x/mod/sumdb/tlog":         s("internal/book/ledger", "internal/desk/evidence"),
@@ -77,7 +78,7 @@ var owners = map[string][]string{
 // a sentence in docs/dependencies.md.
 var direct = s(
 	"github.com/cedar-policy/cedar-go", "github.com/expr-lang/expr", "github.com/go-jose/go-jose/v4", "github.com/goccy/go-yaml",
-	"github.com/klauspost/compress", "github.com/prometheus/client_golang", "github.com/rogpeppe/go-internal", "github.com/spf13/cobra",
+	"github.com/klauspost/compress", "github.com/prometheus/client_golang", "github.com/redis/go-redis/v9", "github.com/rogpeppe/go-internal", "github.com/spf13/cobra",
 	"github.com/transparency-dev/merkle", "go.etcd.io/bbolt", "golang.org/x/mod", "golang.org/x/sys",
 )
 

@@ -35,6 +35,8 @@ type upstreamLog struct {
 	*httptest.Server
 	mu   sync.Mutex
 	seen map[string]int // by request id
+
+	proofs int // credentials that came through; under mu
 }
 
 func newUpstream(t *testing.T) *upstreamLog {
@@ -42,6 +44,9 @@ func newUpstream(t *testing.T) *upstreamLog {
 	u.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		u.mu.Lock()
 		u.seen[r.Header.Get("X-Gatebook-Request-Id")]++
+		if r.Header.Get("DPoP") != "" || r.Header.Get("Authorization") != "" || r.Header.Get("Client-Cert") != "" {
+			u.proofs++
+		}
 		u.mu.Unlock()
 		fmt.Fprintf(w, "hello from %s\n", r.URL.Path)
 	}))

@@ -436,6 +436,13 @@ type tokenHasher struct {
 	buf []byte
 }
 
+// Pseudonym is how frames name a person, given as issuer and subject joined by
+// '|'; "" if the book knows nobody of that name.
+func (b *Book) Pseudonym(issuerSub string) (string, error) {
+	name, _, err := b.ring.Pseudonym(issuerSub)
+	return name, err
+}
+
 // StateKey is the key under which state beside the book is sealed, such as that
 // of package kv. It is made on first use, kept with the other keys, and the same
 // for a purpose as long as the book exists.

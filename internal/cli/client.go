@@ -201,6 +201,17 @@ func (c *client) reload() (*server.Reloaded, error) {
 	return &out, err
 }
 
+// revoke asks the server to take credentials no more.
+func (c *client) revoke(r admin.Revocation) (*server.Revoked, error) {
+	body, err := json.Marshal(r)
+	if err != nil {
+		return nil, err
+	}
+	var out server.Revoked
+	err = c.call("POST", "/api/v1/tokens/revoke", body, decodeInto(&out))
+	return &out, err
+}
+
 func (c *client) status() (*server.Status, error) {
 	var s server.Status
 	if err := c.call("GET", "/api/v1/status", nil, decodeInto(&s)); err != nil {

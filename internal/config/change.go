@@ -31,6 +31,7 @@ func Fixed(was, is *File) []string {
 	differ("health.address", was.Health.Address, is.Health.Address)
 	differ("admin.socket", was.Admin.Socket, is.Admin.Socket)
 	differ("admin.address", was.Admin.Address, is.Admin.Address)
+	differ("valkey", was.Valkey, is.Valkey)
 	return append(keys, fixedListeners(was.Listen, is.Listen)...)
 }
 

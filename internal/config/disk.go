@@ -26,6 +26,7 @@ func Check(f *File) *Problems {
 	c.certificates()
 	c.authorities()
 	c.policies()
+	c.secrets()
 	return c.problems()
 }
 

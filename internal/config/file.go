@@ -42,6 +42,9 @@ type File struct {
 	Sinks     Later               `key:"sinks" later:"delivery of records to outside systems" doc:"Outside systems that receive records."`
 	Reload    Reload              `key:"reload" doc:"When the file is read again besides SIGHUP and gatebook reload. Certificates are always read again when they change."`
 	RequestID RequestID           `key:"request_id" doc:"Request ids made by others."`
+	DPoP      DPoP                `key:"dpop" doc:"How proofs of possession (DPoP, RFC 9449) are judged on routes with dpop."`
+	Reuse     Reuse               `key:"token_reuse" doc:"When a token counts as used by several, by its id (jti)."`
+	Valkey    *Valkey             `key:"valkey" doc:"Valkey or Redis server (7.0 or newer, maxmemory-policy noeviction) through which nodes share what was used once. Unset: every node remembers for itself."`
 
 	source source
 }
@@ -94,6 +97,7 @@ type Listener struct {
 	Plaintext       string         `key:"plaintext" enum:"behind_proxy" doc:"Serve HTTP without TLS because a proxy in front ends it; its addresses go into trusted."`
 	Trusted         []netip.Prefix `key:"trusted" doc:"Address ranges of proxies whose forwarded headers are believed. Unset: nobody's are."`
 	ProxyProtocol   string         `key:"proxy_protocol" default:"off" enum:"off" laterenum:"v1 v2 on optional required" doc:"Whether peers send a PROXY protocol header."`
+	ClientCert      bool           `key:"client_cert" doc:"The proxies in trusted end the client's TLS and give its certificate in the field Client-Cert (RFC 9440), which they remove from requests without one. It counts for tokens bound to a certificate only."`
 	ACME            Later          `key:"acme" later:"certificates obtained by ACME" doc:"Obtain certificates by ACME."`
 }
 
@@ -235,6 +239,11 @@ type Route struct {
 	MaxBody     Size      `key:"max_body" default:"10MiB" max:"1024GiB" doc:"Largest request body accepted."`
 	Record      Record    `key:"record" doc:"What the record keeps beyond the usual."`
 	PathRules   PathRules `key:"path_rules" doc:"Unusual forms of a path that are let through. Paths are strict otherwise."`
+
+	DPoP      string `key:"dpop" enum:"optional required" doc:"Take tokens bound to a key, under the scheme DPoP and with a proof. required: tokens bound to nothing are refused. Unset: tokens bound to a key are refused."`
+	DPoPNonce bool   `key:"dpop_nonce" doc:"Proofs must hold a nonce that this gate has given out (RFC 9449 section 8)."`
+	CertBound string `key:"certificate_bound" enum:"optional required" doc:"Take tokens bound to the client's certificate (RFC 8705). required: tokens bound to nothing are refused; with dpop required too, either binding will do. Unset: tokens bound to a certificate are refused."`
+	OneTime   bool   `key:"one_time" doc:"Take a token once only on all such routes together; it needs a jti. It is used up when it has been verified, whatever becomes of the request, and refused while what was used cannot be known."`
 }
 
 // Values of PathRules.Allow and PathRules.Strict.
@@ -261,7 +270,6 @@ type Authn struct {
 	JWT        string `key:"jwt" form:"name" doc:"Bearer access token of the issuer with this name."`
 	APIKey     Later  `key:"apikey" later:"API keys" doc:"API key."`
 	Session    Later  `key:"session" later:"browser sessions" doc:"Browser session."`
-	DPoP       Later  `key:"dpop" later:"DPoP-bound tokens" doc:"DPoP-bound token."`
 	MTLS       Later  `key:"mtls" later:"client certificates (mTLS)" doc:"Client certificate."`
 	Introspect string `key:"introspect" form:"name" doc:"Bearer token, opaque or not, about which the issuer with this name is asked."`
 }
@@ -372,4 +380,43 @@ const (
 // RequestID says whose request ids are noted beside our own.
 type RequestID struct {
 	AcceptFrom string `key:"accept_from" default:"none" enum:"none trusted" doc:"Whose X-Request-Id is kept in the personal part: nobody's, or that of a listener's trusted peers."`
+}
+
+// Values of Route.DPoP and Route.CertBound.
+const (
+	BoundOptional = "optional"
+	BoundRequired = "required"
+)
+
+// DPoP says how proofs of possession are judged.
+type DPoP struct {
+	Origins    []string `key:"origins" form:"target" doc:"External origins (scheme, host, port) under which clients reach this gate; a proof's htu must begin with the one of the host asked for. If there is only one it stands for every host. Routes with dpop need it."`
+	Algorithms []string `key:"algorithms" enum:"RS256 RS384 RS512 PS256 PS384 PS512 ES256 ES384 ES512 EdDSA Ed25519" doc:"Algorithms that a proof may be signed with. Default: ES256, EdDSA, Ed25519."`
+	MaxAge     Duration `key:"max_age" default:"1m" min:"5s" max:"10m" doc:"How long ago a proof may have been made."`
+	Ahead      Duration `key:"ahead" default:"10s" min:"1s" max:"1m" doc:"How far a client's clock may be ahead."`
+	NonceTime  Duration `key:"nonce_time" default:"5m" min:"10s" max:"1h" doc:"How long a nonce is the newest; it is taken for as long again."`
+	NonceKey   *Secret  `key:"nonce_key" doc:"Secret from which nonces are made, the same on all nodes. Default: one of this node's own."`
+}
+
+// Reuse says when a token counts as used by several.
+type Reuse struct {
+	Places int  `key:"places" default:"4" min:"0" max:"16" doc:"Client prefixes (/24, /48) or client certificates from which one token may be used; one more raises the alert authn_token_reuse. 0: not watched."`
+	Block  bool `key:"block" doc:"Refuse the token from then on (token_reuse_detected)."`
+}
+
+// Valkey is a server that nodes share.
+type Valkey struct {
+	Address  string     `key:"address" required:"true" form:"peer" doc:"Host and port."`
+	Username string     `key:"username" form:"text" doc:"User name, for servers with more than the default user."`
+	Password *Secret    `key:"password" doc:"Password. Unset: none is sent."`
+	DB       int        `key:"db" default:"0" min:"0" max:"65535" doc:"Number of the database."`
+	Prefix   string     `key:"prefix" default:"gatebook:" form:"text" doc:"Beginning of every name that is used there. Gates with the same prefix share."`
+	Timeout  Duration   `key:"timeout" default:"100ms" min:"1ms" max:"5s" doc:"For one call. After three failures in a row nobody asks for a second."`
+	TLS      *ValkeyTLS `key:"tls" doc:"Connect with TLS and verify the server. Unset: in clear."`
+}
+
+// ValkeyTLS says how the server's certificate is verified.
+type ValkeyTLS struct {
+	CA         Path   `key:"ca" form:"file" doc:"PEM file of the authorities trusted, instead of the system's."`
+	ServerName string `key:"server_name" form:"host" doc:"Name expected in the certificate. Default: the host of the address."`
 }

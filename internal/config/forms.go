@@ -38,6 +38,8 @@ func forms(name string) form {
 		return form{"", checkHost}
 	case "address":
 		return form{`^(\[[0-9a-fA-F:.]+\]|[^:\[\]/]*):[0-9]{1,5}$`, checkAddress}
+	case "peer":
+		return form{`^(\[[0-9a-fA-F:.]+\]|[^:\[\]/]+):[0-9]{1,5}$`, checkPeer}
 	case "issuer":
 		return form{`^https?://`, checkIssuer}
 	case "jwksurl":
@@ -228,6 +230,19 @@ func checkAddress(s string) (string, string) {
 	}
 	if what, _ := checkHost(host); what != "" {
 		return "not an address to listen on: " + quote(s), hint
+	}
+	return "", ""
+}
+
+// checkPeer takes an address to connect to.
+func checkPeer(s string) (string, string) {
+	const hint = `write host:port, such as "cache.example.com:6379"`
+	host, port, err := net.SplitHostPort(s)
+	if err != nil || host == "" || port == "0" {
+		return "not an address to connect to: " + quote(s), hint
+	}
+	if what, _ := checkAddress(s); what != "" {
+		return "not an address to connect to: " + quote(s), hint
 	}
 	return "", ""
 }

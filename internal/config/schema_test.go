@@ -290,6 +290,7 @@ func TestSchemaPatterns(t *testing.T) {
 		"node":      {"a", "gate-1"},
 		"origin":    {"localhost/gatebook", "log.example.com", "log.example.com:443/a/B~c"},
 		"address":   {":8443", "127.0.0.1:0", "[::1]:80", "localhost:80"},
+		"peer":      {"cache.example.com:6379", "127.0.0.1:1", "[::1]:6379"},
 		"issuer":    {"https://idp.example.com/x", "http://localhost:9000"},
 		"jwksurl":   {"https://idp.example.com/keys"},
 		"target":    {"http://10.0.0.1", "https://[::1]:80/"},

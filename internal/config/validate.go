@@ -41,6 +41,7 @@ func (d *decoder) validate(f *File) {
 	d.checkRoles(f)
 	d.checkRedact(f)
 	d.checkAdmin(f)
+	d.checkShared(f)
 	for _, name := range slices.Sorted(maps.Keys(f.Classes)) {
 		if c := f.Classes[name]; c.Max > 0 && c.Min > c.Max {
 			path := "classes." + name
@@ -80,6 +81,9 @@ func (d *decoder) checkListeners(f *File) {
 }
 
 func (d *decoder) listenerMode(l *Listener, path string) {
+	if l.ClientCert && len(l.Trusted) == 0 {
+		d.report(d.where(path+".client_cert"), path+".client_cert", "client_cert without trusted", "name in trusted the address ranges of the proxies whose Client-Cert is believed")
+	}
 	modes := 0
 	for _, on := range []bool{l.TLS != nil, l.RedirectToHTTPS, l.Plaintext != ""} {
 		if on {
@@ -212,6 +216,7 @@ func (d *decoder) checkRoutes(f *File) {
 		known(d, path+".upstream", "upstream", r.Upstream, f.Upstreams, ok)
 		d.routeAuthn(r, path, issuers)
 		d.routeTokens(r, path, issuers)
+		d.routeBinding(f, r, path)
 		d.routeLimits(f, r, path)
 	}
 }

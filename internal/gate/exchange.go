@@ -71,6 +71,7 @@ type exchange struct {
 	route     *Route
 	principal *authn.Principal
 	refusal   *authn.Failure // why there is no principal, for the challenge
+	nonce     string         // for the client's next DPoP proof
 	allow     string         // Allow field of a 405
 	limited   *ratelimit.Rule
 	limit     ratelimit.Result

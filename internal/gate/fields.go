@@ -1,6 +1,8 @@
 package gate
 
 import (
+	"crypto/x509"
+	"encoding/base64"
 	"net/netip"
 	"slices"
 	"strings"
@@ -16,16 +18,42 @@ func (x *exchange) findClient() {
 	x.client = x.req.Remote.Addr()
 	x.proto = x.req.Scheme
 	x.trusted = x.isTrusted(x.client)
+	x.req.Client = x.client
 	if !x.trusted {
 		return
 	}
 	x.client, x.fwd = x.walk()
+	x.req.Client = x.client
+	if x.lis.clientCert {
+		x.req.FromProxy, x.req.Forwarded = true, clientCert(x.req)
+	}
 	if v, n := x.req.Get("x-forwarded-proto"); n == 1 && (v == "http" || v == "https") {
 		x.proto = v
 	}
 	if v, n := x.req.Get("traceparent"); n == 1 {
 		x.traceID, x.traceTag = parseTraceparent(v)
 	}
+}
+
+// maxClientCert bounds a certificate in a field, in bytes of base64.
+const maxClientCert = 16 << 10
+
+// clientCert reads Client-Cert (RFC 9440 section 2.2): one byte sequence of RFC
+// 8941. Anything else is no certificate.
+func clientCert(r *canon.Request) *x509.Certificate {
+	v, n := r.Get("client-cert")
+	if n != 1 || len(v) < 2 || len(v) > maxClientCert || v[0] != ':' || v[len(v)-1] != ':' {
+		return nil
+	}
+	der, err := base64.StdEncoding.Strict().DecodeString(v[1 : len(v)-1])
+	if err != nil {
+		return nil
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil
+	}
+	return c
 }
 
 func (x *exchange) isTrusted(a netip.Addr) bool {
@@ -222,6 +250,10 @@ func hop(name string) bool {
 func (x *exchange) responseFields() []canon.Field {
 	x.fields = appendResponse(x.fields[:0], x.resp.Fields)
 	x.fields = append(x.fields, canon.Field{Name: "x-request-id", Value: x.idText})
+	if x.nonce != "" {
+		x.fields = slices.DeleteFunc(x.fields, func(f canon.Field) bool { return f.Name == "dpop-nonce" })
+		x.fields = append(x.fields, canon.Field{Name: "dpop-nonce", Value: x.nonce}) // RFC 9449 section 8.2
+	}
 	return x.fields
 }
 

@@ -95,6 +95,13 @@ type BindingDemand interface {
 	ChecksBinding() bool
 }
 
+// Examiner is a Demand that has more to say than yes: what the answer tells the
+// client and what the record notes. Examine is called in the place of Check.
+type Examiner interface {
+	Demand
+	Examine(ctx context.Context, r *canon.Request, p *authn.Principal) (authn.Findings, error)
+}
+
 // Authorizer decides whether a request may go on; it must deny on any error.
 type Authorizer interface {
 	Decide(r *authz.Request) authz.Decision

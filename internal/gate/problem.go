@@ -38,6 +38,8 @@ func (x *exchange) problem(r reason.Reason) ownAnswer {
 	}
 	if x.refusal != nil && x.refusal.Nonce != "" {
 		add("dpop-nonce", x.refusal.Nonce) // RFC 9449 section 8
+	} else if x.nonce != "" {
+		add("dpop-nonce", x.nonce)
 	}
 	switch {
 	case r == reason.MethodNotAllowed:
@@ -84,7 +86,7 @@ func (x *exchange) challenge(r reason.Reason) string {
 	}
 	var b strings.Builder
 	scheme := "Bearer"
-	if r == reason.DPoPProof || r == reason.DPoPNonce {
+	if c.DPoP == DPoPRequired || r == reason.DPoPProof || r == reason.DPoPNonce || c.DPoP != DPoPOff && x.cameUnderDPoP() {
 		scheme = "DPoP" // RFC 9449 section 7.1
 	}
 	b.WriteString(scheme + " realm=" + quoted(c.Realm))
@@ -108,7 +110,16 @@ func (x *exchange) challenge(r reason.Reason) string {
 	if c.ResourceMetadata != "" {
 		b.WriteString(", resource_metadata=" + quoted(c.ResourceMetadata))
 	}
+	if c.DPoP == DPoPOptional && scheme != "DPoP" {
+		b.WriteString(", DPoP realm=" + quoted(c.Realm) + ", algs=" + quoted(c.DPoPAlgorithms))
+	}
 	return b.String()
+}
+
+// cameUnderDPoP reports a credential under the scheme DPoP.
+func (x *exchange) cameUnderDPoP() bool {
+	v, _ := x.req.Get("authorization")
+	return len(v) > 5 && strings.EqualFold(v[:5], "dpop ")
 }
 
 // overridden takes from o what o sets.
@@ -121,6 +132,9 @@ func (c Challenge) overridden(o Challenge) Challenge {
 	}
 	if o.DPoPAlgorithms != "" {
 		c.DPoPAlgorithms = o.DPoPAlgorithms
+	}
+	if o.DPoP != DPoPOff {
+		c.DPoP = o.DPoP
 	}
 	return c
 }

@@ -159,6 +159,9 @@ func (x *exchange) settleOn(a Answer) {
 	}
 	fields := make([]canon.Field, 0, len(a.Fields)+1)
 	fields = append(append(fields, canon.Field{Name: "x-request-id", Value: x.idText}), a.Fields...)
+	if x.nonce != "" {
+		fields = append(fields, canon.Field{Name: "dpop-nonce", Value: x.nonce})
+	}
 	if a.Status == http.StatusNoContent || a.Status == http.StatusNotModified {
 		a.Body = nil
 	}

@@ -100,7 +100,19 @@ type Challenge struct {
 	Realm            string // empty: "gatebook"
 	ResourceMetadata string // URL; empty: not sent
 	DPoPAlgorithms   string // space-separated, for DPoP challenges; empty: "ES256"
+	DPoP             DPoPMode
 }
+
+// DPoPMode says whether tokens bound to a key are asked for.
+type DPoPMode uint8
+
+// With DPoPOptional the challenge names both schemes, with DPoPRequired only
+// DPoP.
+const (
+	DPoPOff DPoPMode = iota
+	DPoPOptional
+	DPoPRequired
+)
 
 // Listener is what one listener declares.
 type Listener struct {
@@ -108,6 +120,9 @@ type Listener struct {
 	// Trusted are the ranges of peers whose forwarding fields are believed;
 	// empty: nobody's.
 	Trusted []netip.Prefix
+	// ClientCert: the trusted peers end the TLS and give the client's certificate
+	// in Client-Cert (RFC 9440).
+	ClientCert bool
 	// PreAuth limits are taken by address prefix before anything else.
 	PreAuth []*ratelimit.Rule
 }
@@ -156,6 +171,8 @@ type listener struct {
 	trusted []netip.Prefix
 	preAuth []*ratelimit.Rule
 	router  *router
+
+	clientCert bool
 }
 
 // ID is the snapshot's id.
@@ -324,7 +341,7 @@ func (s *Snapshot) addListeners(c SnapshotConfig) (errs []error) {
 			errs = append(errs, fmt.Errorf("listener %q: %w", l.Name, err))
 			continue
 		}
-		s.listeners[l.Name] = &listener{name: l.Name, trusted: slices.Clone(l.Trusted), preAuth: l.PreAuth, router: rt}
+		s.listeners[l.Name] = &listener{name: l.Name, trusted: slices.Clone(l.Trusted), preAuth: l.PreAuth, router: rt, clientCert: l.ClientCert}
 	}
 	for _, r := range c.Routes {
 		for _, name := range r.Listeners {

@@ -28,8 +28,13 @@ const (
 	outcomeOK      = "ok"
 	outcomeFailed  = "failed"
 	outcomeLimited = "limited"
-	decisionAllow  = "allow"
-	decisionDeny   = "deny"
+
+	// replayRule stands in a record for the memory of what was used once.
+	replayRule = "replay"
+	modeLocal  = "local"
+
+	decisionAllow = "allow"
+	decisionDeny  = "deny"
 
 	// eventWouldRefuse marks an exchange that a strict route would have
 	// refused: Event.Target names the path forms, Event.Cause the reason.
@@ -82,7 +87,7 @@ func (x *exchange) take(rule *ratelimit.Rule, res ratelimit.Result) bool {
 	x.limited, x.limit = rule, res
 	x.rec.Limit = record.Limit{
 		Rule: rule.Name, Outcome: outcomeLimited, Remaining: res.Remaining,
-		RetryS: res.RetryAfterSeconds(), Mode: "local",
+		RetryS: res.RetryAfterSeconds(), Mode: modeLocal,
 	}
 	return x.fail(reason.RateLimited)
 }
@@ -192,7 +197,7 @@ func weight(f *authn.Failure) int {
 func (x *exchange) meetsDemands(p *authn.Principal) error {
 	proven := p.Confirm.Bound() == ""
 	for _, d := range x.route.Demands {
-		if err := d.Check(x.ctx, x.req, p); err != nil {
+		if err := x.meets(d, p); err != nil {
 			return err
 		}
 		if b, ok := d.(BindingDemand); !proven && ok {
@@ -206,6 +211,23 @@ func (x *exchange) meetsDemands(p *authn.Principal) error {
 		}
 	}
 	return nil
+}
+
+// meets asks for one demand.
+func (x *exchange) meets(d Demand, p *authn.Principal) error {
+	e, ok := d.(Examiner)
+	if !ok {
+		return d.Check(x.ctx, x.req, p)
+	}
+	found, err := e.Examine(x.ctx, x.req, p)
+	if found.Nonce != "" {
+		x.nonce = found.Nonce
+	}
+	if found.Local {
+		// Whether it was used before is known of this node alone (DESIGN section 6).
+		x.rec.Limit = record.Limit{Rule: replayRule, Outcome: outcomeOK, Mode: modeLocal}
+	}
+	return err
 }
 
 // twoCredentials reports whether the fields that the route's methods look at

@@ -36,6 +36,12 @@ type parts struct {
 	snapshot *gate.Snapshot
 
 	introspectors map[string]*authn.Introspector
+	guards        *guards
+	dpop          *authn.DPoP   // nil: no route takes proofs
+	nonces        *authn.Nonces // likewise
+	reuse         *authn.Reuse  // nil: nothing is watched
+
+	proofAlgorithms string // that proofs may be signed with, for challenges
 
 	cache  *authn.Cache        // verdicts on tokens, whatever the configuration
 	prints map[string][32]byte // of what an issuer, its key source or a pool was made from
@@ -46,14 +52,15 @@ const (
 	printIssuer   = "issuer "
 	printKeys     = "keys "
 	printUpstream = "upstream "
+	printReuse    = "token_reuse"
 )
 
 // build makes the parts. Every problem is an error; nothing is started. What is
 // declared as before is taken over from prev with all that it has learned; nil
 // means that there is nothing before.
-func build(f *config.File, b *book.Book, log *slog.Logger, prev *parts) (*parts, error) {
+func build(f *config.File, b *book.Book, g *guards, log *slog.Logger, prev *parts) (*parts, error) {
 	p := &parts{
-		issuers: map[string]*authn.JWT{}, introspectors: map[string]*authn.Introspector{},
+		guards: g, issuers: map[string]*authn.JWT{}, introspectors: map[string]*authn.Introspector{},
 		pools: map[string]*upstream.Pool{}, points: map[string]*authz.Point{}, prints: map[string][32]byte{},
 	}
 	if prev == nil {
@@ -73,6 +80,9 @@ func build(f *config.File, b *book.Book, log *slog.Logger, prev *parts) (*parts,
 		} else if err := p.addIntrospector(f, &f.Issuers[i], prev, log); err != nil {
 			errs = append(errs, fmt.Errorf("issuer %q: %w", f.Issuers[i].Name, err))
 		}
+	}
+	if err := p.addBinding(f, prev); err != nil {
+		errs = append(errs, err)
 	}
 	for name, u := range f.Upstreams {
 		if err := p.addPool(f, name, &u, prev, log); err != nil {
@@ -120,7 +130,7 @@ func (p *parts) addIssuer(f *config.File, c *config.Issuer, prev *parts, log *sl
 		p.issuers[c.Name] = was
 		return nil
 	}
-	j, err := buildIssuer(c, pass, p.cache, log)
+	j, err := buildIssuer(c, pass, p.cache, p.guards.slots, log)
 	if err != nil {
 		return err
 	}
@@ -129,7 +139,7 @@ func (p *parts) addIssuer(f *config.File, c *config.Issuer, prev *parts, log *sl
 	} else if was != nil && j.ID() == was.ID() {
 		// The same rules with keys that others vouch for: what was found of
 		// tokens with the old keys must not be believed.
-		if j, err = buildIssuer(c, pass, authn.NewCache(0), log); err != nil {
+		if j, err = buildIssuer(c, pass, authn.NewCache(0), p.guards.slots, log); err != nil {
 			return err
 		}
 	}
@@ -166,7 +176,7 @@ func recordedClaims(f *config.File, issuer string) []string {
 	return slices.Compact(names)
 }
 
-func buildIssuer(c *config.Issuer, pass []string, cache *authn.Cache, log *slog.Logger) (*authn.JWT, error) {
+func buildIssuer(c *config.Issuer, pass []string, cache *authn.Cache, slots *authn.Slots, log *slog.Logger) (*authn.JWT, error) {
 	keys := authn.KeySource{}
 	where := c.Issuer
 	if c.JWKS != nil {
@@ -184,7 +194,7 @@ func buildIssuer(c *config.Issuer, pass []string, cache *authn.Cache, log *slog.
 		keys.RootCAs = pool
 	}
 	rules := tokenRules(c, pass)
-	rules.Keys, rules.Cache, rules.Logger = keys, cache, log
+	rules.Keys, rules.Cache, rules.Slots, rules.Logger = keys, cache, slots, log
 	return authn.NewJWT(rules)
 }
 
@@ -330,7 +340,7 @@ func (p *parts) buildSnapshot(f *config.File, b *book.Book) (*gate.Snapshot, err
 	}
 	for _, l := range f.Listen {
 		if !l.RedirectToHTTPS {
-			c.Listeners = append(c.Listeners, gate.Listener{Name: l.Name, Trusted: l.Trusted})
+			c.Listeners = append(c.Listeners, gate.Listener{Name: l.Name, Trusted: l.Trusted, ClientCert: l.ClientCert})
 		}
 	}
 	limits := map[string]*ratelimit.Rule{}
@@ -371,6 +381,7 @@ func (p *parts) buildRoute(f *config.File, r *config.Route, limits map[string]*r
 	if err := p.buildIdentity(r, out); err != nil {
 		return nil, err
 	}
+	p.bind(f, r, out)
 	for _, name := range r.Limits {
 		out.Limits = append(out.Limits, limits[name])
 	}

@@ -219,7 +219,7 @@ func (s *Server) prepare(ctx context.Context, was *current) (*prepared, error) {
 	if p := config.Check(f); p != nil {
 		return nil, &ReloadError{causeInvalid, problemKeys(p), p}
 	}
-	parts, err := build(f, s.book, s.log, was.parts)
+	parts, err := build(f, s.book, s.guards, s.log, was.parts)
 	if err != nil {
 		cause := causeParts
 		if errors.As(err, new(authz.Problems)) {
@@ -322,6 +322,15 @@ func givenUp(was, is *config.File) (warnings []string) {
 		if len(a.ACR) > 0 && len(b.ACR) == 0 || a.MaxAge > 0 && b.MaxAge == 0 || a.TokenMaxAge > 0 && b.TokenMaxAge == 0 {
 			say(a.Name, "it demands less of the login or of the age of tokens")
 		}
+		if demandsBinding(a) && !demandsBinding(b) {
+			say(a.Name, "it takes tokens that are bound to nothing")
+		}
+		if a.DPoPNonce && !b.DPoPNonce {
+			say(a.Name, "proofs need no nonce any more")
+		}
+		if a.OneTime && !b.OneTime {
+			say(a.Name, "a token can be used more than once")
+		}
 		if len(a.Limits) > 0 && len(b.Limits) == 0 {
 			say(a.Name, "it has no limits any more")
 		}
@@ -333,6 +342,10 @@ func givenUp(was, is *config.File) (warnings []string) {
 		}
 	}
 	return warnings
+}
+
+func demandsBinding(r *config.Route) bool {
+	return r.DPoP == config.BoundRequired || r.CertBound == config.BoundRequired
 }
 
 // adopt makes the change: what comes from now on meets the new configuration,

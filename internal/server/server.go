@@ -32,6 +32,7 @@ type Server struct {
 	log    *slog.Logger
 	book   *book.Book
 	state  *kv.Local // what must outlive the process and is no record
+	guards *guards   // over tokens
 	gate   *gate.Gate
 	admin  *admin.API
 	table  *connTable // connections of all lines
@@ -88,7 +89,10 @@ func New(ctx context.Context, f *config.File, log *slog.Logger) (_ *Server, err 
 	if s.state, err = openState(f, s.book); err != nil {
 		return nil, err
 	}
-	p, err := build(f, s.book, log, nil)
+	if s.guards, err = openGuards(ctx, f, s.book, s.state, log); err != nil {
+		return nil, err
+	}
+	p, err := build(f, s.book, s.guards, log, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +104,7 @@ func New(ctx context.Context, f *config.File, log *slog.Logger) (_ *Server, err 
 	if err != nil {
 		return nil, err
 	}
-	s.admin = admin.New(admin.Config{Book: s.book, Logger: log, Status: func() any { return s.Status() }, Reload: s.reloadCall, Calls: s.zenCalls(), Plain: obs.PlainWriter})
+	s.admin = admin.New(admin.Config{Book: s.book, Logger: log, Status: func() any { return s.Status() }, Reload: s.reloadCall, Revoke: s.revokeCall, Calls: s.zenCalls(), Plain: obs.PlainWriter})
 	return s, s.listen(f)
 }
 
@@ -256,6 +260,11 @@ func (s *Server) Run(ctx context.Context) error {
 		return nil
 	})
 	w.start("state", s.state.Run)
+	w.start("revocations", s.guards.revoked.Run)
+	w.start("token alerts", func(ctx context.Context) error { return s.guards.noteAlerts(ctx, s.book, s.log) })
+	if s.guards.shared != nil {
+		w.start("shared store", s.guards.shared.Run)
+	}
 	s.startParts(s.now.Load().parts)
 	for name, c := range s.certs() {
 		w.start("certificates of "+name, c.run)
@@ -347,6 +356,9 @@ func (s *Server) close(ctx context.Context) error {
 	}
 	if s.socket != nil {
 		errs = append(errs, closed(s.socket))
+	}
+	if s.guards != nil {
+		errs = append(errs, s.guards.close())
 	}
 	if s.state != nil {
 		errs = append(errs, s.state.Close())

@@ -36,6 +36,24 @@ func (r *Ring) Person(issuerSub string) (Subject, error) {
 	return r.bearPerson(h, &inner)
 }
 
+// Pseudonym is how frames name a person who is known; false if nobody of that
+// name is. Unlike Person it makes nobody known.
+func (r *Ring) Pseudonym(issuerSub string) (string, bool, error) {
+	h := r.hash(hashPerson, 0, issuerSub)
+	if p, ok := r.people.get(h); ok {
+		return p.pseudonym, true, nil
+	}
+	if s, ok := r.births.person(h); ok {
+		return s.Pseudonym, true, nil
+	}
+	if err := checkValue(issuerSub); err != nil {
+		return "", false, err
+	}
+	inner := blindInner(&r.root, FieldIdentity, issuerSub)
+	s, ok, err := r.findPerson(h, &inner)
+	return s.Pseudonym, ok, err
+}
+
 // findPerson looks into the store and remembers what it finds there.
 func (r *Ring) findPerson(h hash, inner *Key) (s Subject, ok bool, err error) {
 	gen := r.gen.Load()

@@ -42,6 +42,9 @@ type Config struct {
 	Reload func(ctx context.Context, who *Caller) (any, error)
 	// Calls are further calls, of others.
 	Calls []Call
+	// Revoke makes credentials count no more and says which. It records the call
+	// itself. nil: there is no such call.
+	Revoke func(ctx context.Context, who *Caller, r Revocation) (any, error)
 	// Plain makes what is written through it fit for a terminal; nil: as it is.
 	Plain  func(io.Writer) io.Writer
 	Logger *slog.Logger
@@ -53,6 +56,7 @@ type API struct {
 	book      Book
 	statusOf  func() any
 	reloading func(ctx context.Context, who *Caller) (any, error)
+	revoking  func(ctx context.Context, who *Caller, r Revocation) (any, error)
 	plain     func(io.Writer) io.Writer
 	log       *slog.Logger
 	mux       *http.ServeMux
@@ -64,12 +68,13 @@ type API struct {
 const (
 	actStatus = "status"
 	actReload = "reload"
+	actRevoke = "token_revoke"
 )
 
 // New makes an API.
 func New(c Config) *API {
 	a := &API{
-		book: c.Book, statusOf: c.Status, reloading: c.Reload, plain: c.Plain, log: c.Logger,
+		book: c.Book, statusOf: c.Status, reloading: c.Reload, revoking: c.Revoke, plain: c.Plain, log: c.Logger,
 		mux: http.NewServeMux(), tails: make(chan struct{}, maxTails), wait: tailWait,
 	}
 	if a.log == nil {
@@ -94,6 +99,9 @@ func New(c Config) *API {
 	}
 	for _, c := range c.Calls {
 		a.handle(c.Pattern, c.Act, c.Role, func(w http.ResponseWriter, r *http.Request) error { return a.other(w, r, c.Do) })
+	}
+	if a.revoking != nil {
+		a.handle("POST /api/v1/tokens/revoke", actRevoke, Operator, a.revoke)
 	}
 	a.mux.HandleFunc("GET /log/checkpoint", a.checkpoint)
 	return a

@@ -118,7 +118,7 @@ func (v *Revocations) Token(ctx context.Context, issuer, id string, lifetime tim
 	return v.put(ctx, revoked{revokedToken, issuer, id}, revocation{Until: v.now().Add(lifetime).Unix() + 1, Reuse: reuse})
 }
 
-// put keeps an entry durably before it acts and returns.
+// put makes an entry act at once and returns when it is kept durably.
 func (v *Revocations) put(ctx context.Context, k revoked, e revocation) error {
 	if k.issuer == "" || k.id == "" || strings.Contains(k.issuer, "\x00") {
 		return errors.New("a revocation needs an issuer and whom it is about")

@@ -193,6 +193,11 @@ func (i *Introspector) Authenticate(ctx context.Context, r *canon.Request) (*Pri
 	if err != nil {
 		return nil, err
 	}
+	return i.verify(ctx, raw)
+}
+
+// verify asks about one token, whatever scheme it came under.
+func (i *Introspector) verify(ctx context.Context, raw string) (*Principal, error) {
 	k := cacheKey{token: i.cache.hash(raw), config: i.id}
 	now := i.now().UnixNano()
 	if p, ok := i.cache.good.get(&k, now); ok {

@@ -7,7 +7,6 @@ import (
 	"hash/maphash"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/gatebook/gatebook/internal/gate/canon"
@@ -24,6 +23,8 @@ type ReuseConfig struct {
 	Block bool
 	// Revocations take blocked tokens. Required with Block.
 	Revocations *Revocations
+	// Tell gets what is to be reported, once for each token. It must not block.
+	Tell func(ReuseAlert)
 	// Entries is how many tokens are watched at once; 0 means 65,536. The least
 	// recently used are forgotten first.
 	Entries int
@@ -36,8 +37,6 @@ type Reuse struct {
 	c       ReuseConfig
 	seed    maphash.Seed
 	buckets []reuseBucket
-	alerts  chan ReuseAlert
-	missed  atomic.Uint64
 }
 
 // ReuseAlert is a token that was used from one place too many.
@@ -52,7 +51,6 @@ const (
 	defaultReuseEntries = 64 << 10
 	maxPlaces           = 16
 	reuseWays           = 8
-	maxAlerts           = 1024 // waiting to be taken
 )
 
 type reuseBucket struct {
@@ -80,18 +78,8 @@ func NewReuse(c ReuseConfig) *Reuse {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	return &Reuse{
-		c: c, seed: maphash.MakeSeed(), buckets: make([]reuseBucket, max(c.Entries/reuseWays, 1)),
-		alerts: make(chan ReuseAlert, maxAlerts),
-	}
+	return &Reuse{c: c, seed: maphash.MakeSeed(), buckets: make([]reuseBucket, max(c.Entries/reuseWays, 1))}
 }
-
-// Alerts is where tokens used from too many places are told, once each. When
-// nobody takes them those beyond a thousand are counted by Missed.
-func (u *Reuse) Alerts() <-chan ReuseAlert { return u.alerts }
-
-// Missed is how many alerts had no place to wait.
-func (u *Reuse) Missed() uint64 { return u.missed.Load() }
 
 // Check implements the gate's Demand. It refuses with token_reuse_detected if
 // the token is to be blocked.
@@ -103,20 +91,18 @@ func (u *Reuse) Check(ctx context.Context, r *canon.Request, p *Principal) error
 	if !tell {
 		return nil
 	}
-	a := ReuseAlert{
-		Issuer: p.Issuer, Subject: p.Subject, Client: p.Client, TokenID: p.TokenID,
-		Places: n, Blocked: u.c.Block, At: u.c.Now(),
-	}
-	select {
-	case u.alerts <- a:
-	default:
-		u.missed.Add(1)
+	at := u.c.Now()
+	if u.c.Tell != nil {
+		u.c.Tell(ReuseAlert{
+			Issuer: p.Issuer, Subject: p.Subject, Client: p.Client, TokenID: p.TokenID,
+			Places: n, Blocked: u.c.Block, At: at,
+		})
 	}
 	if !u.c.Block {
 		return nil
 	}
 	f := fail(reason.TokenReuseDetected, "the token is used from too many places")
-	f.Err = u.c.Revocations.Token(ctx, p.Issuer, p.TokenID, max(p.Expires.Sub(a.At), 0)+maxSkew, true)
+	f.Err = u.c.Revocations.Token(ctx, p.Issuer, p.TokenID, max(p.Expires.Sub(at), 0)+maxSkew, true)
 	return f.about(p)
 }
 
