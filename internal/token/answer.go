@@ -31,6 +31,7 @@ const (
 	invalidTarget        = "invalid_target" // RFC 8693 section 2.2.2
 	unauthorizedClient   = "unauthorized_client"
 	unsupportedGrantType = "unsupported_grant_type"
+	invalidProof         = "invalid_dpop_proof" // RFC 9449 section 5
 	temporarily          = "temporarily_unavailable"
 )
 

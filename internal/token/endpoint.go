@@ -66,6 +66,7 @@ type claims struct {
 
 // confirmation is the key that a token is bound to (RFC 7800).
 type confirmation struct {
+	JKT string `json:"jkt,omitempty"`      // RFC 9449 section 6.1
 	X5T string `json:"x5t#S256,omitempty"` // RFC 8705 section 3.1
 }
 
@@ -98,9 +99,6 @@ type grant struct {
 
 // mint makes an access token for an exchange and notes it in the record.
 func (s *Service) mint(c *gate.Call, g *grant) (*issued, *refusal) {
-	if g.client.BoundMTLS {
-		g.confirm = &confirmation{X5T: thumbprint(c.Request)}
-	}
 	out, id, r := s.make(g, c.Start)
 	if r == nil {
 		c.Record.Personal.Token = s.hash(s.name, id)
@@ -142,7 +140,38 @@ func (s *Service) make(g *grant, at time.Time) (_ *issued, id string, _ *refusal
 	if len(signed) > maxToken {
 		return nil, "", refused(invalidRequest, reason.HeaderTooLarge) // nobody would take it
 	}
-	return &issued{AccessToken: signed, TokenType: "Bearer", ExpiresIn: expires.Unix() - now.Unix(), Scope: cl.Scope}, id, nil
+	return &issued{AccessToken: signed, TokenType: g.confirm.tokenType(), ExpiresIn: expires.Unix() - now.Unix(), Scope: cl.Scope}, id, nil
+}
+
+// tokenType is how a token that is bound so is to be shown.
+func (c *confirmation) tokenType() string {
+	if c != nil && c.JKT != "" {
+		return "DPoP" // RFC 9449 section 5
+	}
+	return "Bearer"
+}
+
+// bind finds the key that a token is to be bound to: that of the request's
+// proof, or the client's certificate.
+func (s *Service) bind(ctx context.Context, c *gate.Call, cl *Client) (*confirmation, *refusal) {
+	if _, n := c.Request.Get("dpop"); n > 0 && s.proofs != nil {
+		if cl.BoundMTLS {
+			return nil, malformed("tokens of this client are bound to its certificate")
+		}
+		jkt, err := s.proofs.Key(ctx, c.Request)
+		if err != nil {
+			why := failureOf(err).Reason
+			if why.Status() >= 500 {
+				return nil, &refusal{code: temporarily, status: http.StatusServiceUnavailable, reason: why}
+			}
+			return nil, refused(invalidProof, why)
+		}
+		return &confirmation{JKT: jkt}, nil
+	}
+	if cl.BoundMTLS {
+		return &confirmation{X5T: thumbprint(c.Request)}, nil
+	}
+	return nil, nil
 }
 
 // Token is the token endpoint.
@@ -192,21 +221,27 @@ func (s *Service) give(ctx context.Context, c *gate.Call, cl *Client, g Grant, f
 		return nil, refused(unsupportedGrantType, reason.MalformedRequest)
 	case g == RefreshToken && cl.Offline == 0, g != RefreshToken && !slices.Contains(cl.Grants, g):
 		return nil, refused(unauthorizedClient, reason.DeniedByDefault)
-	case g == RefreshToken:
-		return s.refresh(ctx, c, cl, f)
-	case g == Exchange:
-		return s.exchange(ctx, c, cl, f)
 	}
-	return s.clientCredentials(c, cl, f)
+	bound, r := s.bind(ctx, c, cl)
+	switch {
+	case r != nil:
+		return nil, r
+	case g == RefreshToken:
+		return s.refresh(ctx, c, cl, bound, f)
+	case g == Exchange:
+		return s.exchange(ctx, c, cl, bound, f)
+	}
+	return s.clientCredentials(c, cl, bound, f)
 }
 
 // clientCredentials is RFC 6749 section 4.4. There is no refresh token: the
 // client can come back at any time.
-func (s *Service) clientCredentials(c *gate.Call, cl *Client, f form) (*issued, *refusal) {
+func (s *Service) clientCredentials(c *gate.Call, cl *Client, bound *confirmation, f form) (*issued, *refusal) {
 	g, r := cl.own(f)
 	if r != nil {
 		return nil, r
 	}
+	g.confirm = bound
 	if !c.Mark() {
 		return nil, nil
 	}

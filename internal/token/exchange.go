@@ -9,6 +9,7 @@ import (
 
 	"github.com/gatebook/gatebook/internal/gate"
 	"github.com/gatebook/gatebook/internal/gate/authn"
+	"github.com/gatebook/gatebook/internal/gate/canon"
 	"github.com/gatebook/gatebook/internal/reason"
 )
 
@@ -16,7 +17,7 @@ import (
 // ours that says who acts for whom. Nothing grows on the way: scopes and roles
 // are those that the subject has and the client may pass on, and the token ends
 // with the subject's.
-func (s *Service) exchange(ctx context.Context, c *gate.Call, cl *Client, f form) (*issued, *refusal) {
+func (s *Service) exchange(ctx context.Context, c *gate.Call, cl *Client, bound *confirmation, f form) (*issued, *refusal) {
 	raw := f.get("subject_token")
 	switch {
 	case raw == "" || len(raw) > maxToken:
@@ -41,8 +42,13 @@ func (s *Service) exchange(ctx context.Context, c *gate.Call, cl *Client, f form
 	if r != nil {
 		return nil, r
 	}
+	if !bound.proves(c.Request, p.Confirm) {
+		// Taking it without its proof would turn it into a bearer token.
+		c.Record.Personal.Claimed = p.Subject
+		return nil, refused(invalidGrant, reason.BindingRequired)
+	}
 	s.speaksFor(c, cl, p)
-	g := &grant{client: cl, audience: audience, acr: p.ACR, amr: p.AMR, authTime: p.AuthTime, until: p.Expires, roles: common(p.Roles, cl.Roles)}
+	g := &grant{client: cl, audience: audience, confirm: bound, acr: p.ACR, amr: p.AMR, authTime: p.AuthTime, until: p.Expires, roles: common(p.Roles, cl.Roles)}
 	if g.subject, r = s.nameOf(src, p); r != nil {
 		return nil, r
 	}
@@ -104,13 +110,10 @@ func (s *Service) subjectOf(ctx context.Context, c *gate.Call, cl *Client, kind,
 		}
 		p, err := src.Verify(ctx, raw)
 		switch {
-		case err == nil && p != nil && p.Confirm.Bound() != "":
-			// Taking it without its proof would turn it into a bearer token.
-			why = &authn.Failure{Reason: reason.BindingRequired, Claimed: p.Subject}
-		case err == nil && p != nil && p.Issuer == s.name && s.state.revoked(p.TokenID):
-			why = &authn.Failure{Reason: reason.TokenRevoked, Claimed: p.Subject}
 		case err == nil && p != nil:
-			return src, p, nil
+			if why = s.revokedBy(ctx, p); why == nil {
+				return src, p, nil
+			}
 		case errors.Is(err, authn.ErrNoCredential):
 			continue
 		default:
@@ -123,6 +126,28 @@ func (s *Service) subjectOf(ctx context.Context, c *gate.Call, cl *Client, kind,
 		return nil, nil, &refusal{code: temporarily, status: http.StatusServiceUnavailable, reason: why.Reason}
 	}
 	return nil, nil, refused(invalidGrant, why.Reason) // RFC 8693 section 2.2.2 lets invalid_request stand for this; most servers say invalid_grant
+}
+
+// revokedBy is why what a principal holds is not taken any more, nil if it is.
+func (s *Service) revokedBy(ctx context.Context, p *authn.Principal) *authn.Failure {
+	if p.Issuer == s.name && s.state.revoked(p.TokenID) {
+		return &authn.Failure{Reason: reason.TokenRevoked, Claimed: p.Subject}
+	}
+	if err := s.gone(ctx, p); err != nil {
+		f := *failureOf(err)
+		f.Claimed = p.Subject
+		return &f
+	}
+	return nil
+}
+
+// proves reports whether the request shows the key that a subject token is
+// bound to: by the same proof that binds the new one, or by its certificate.
+func (c *confirmation) proves(r *canon.Request, to authn.Confirmation) bool {
+	if to.JKT != "" && (c == nil || c.JKT != to.JKT) {
+		return false
+	}
+	return to.X5T == "" || r.TLS != nil && len(r.TLS.Client) > 0 && thumbprint(r) == to.X5T
 }
 
 // nameOf is the subject's name in our tokens.

@@ -223,10 +223,9 @@ func (h *house) reopen() {
 	h.open()
 }
 
-func (h *house) serve(cl []Client, sub []Subject) {
+func (h *house) serve(cl []Client, sub []Subject, tune ...func(c *Config)) {
 	h.t.Helper()
-	var err error
-	h.svc, err = New(Config{
+	cfg := Config{
 		Issuer: issuer, Name: "own", Lifetime: 5 * time.Minute, Clients: cl, Subjects: sub, State: h.state,
 		Hash: func(a, b string) string {
 			sum := sha256.Sum256([]byte(a + "|" + b))
@@ -238,8 +237,12 @@ func (h *house) serve(cl []Client, sub []Subject) {
 			h.alerts = append(h.alerts, client+" "+request)
 			return nil
 		},
-	})
-	if err != nil {
+	}
+	for _, f := range tune {
+		f(&cfg)
+	}
+	var err error
+	if h.svc, err = New(cfg); err != nil {
 		h.t.Fatal(err)
 	}
 	var routes []*gate.Route

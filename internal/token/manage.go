@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/gatebook/gatebook/internal/gate"
+	"github.com/gatebook/gatebook/internal/gate/authn"
 	"github.com/gatebook/gatebook/internal/gate/canon"
 	"github.com/gatebook/gatebook/internal/reason"
 )
@@ -181,12 +182,12 @@ func (s *Service) introspect(ctx context.Context, c *gate.Call, cl *Client, raw 
 		case !slices.Contains(cl.Inspects, t.Audience):
 			ev.Cause = causeForeign
 			return &about{}, nil
-		case s.state.revoked(t.ID):
+		case s.revokedBy(ctx, &authn.Principal{Issuer: s.name, Subject: t.Subject, Client: t.Client, TokenID: t.ID, IssuedAt: time.Unix(t.IssuedAt, 0)}) != nil:
 			ev.Cause = causeRevoked
 			return &about{}, nil
 		}
 		return &about{
-			Active: true, Scope: t.Scope, Client: t.Client, TokenType: "Bearer", Expires: t.Expires, IssuedAt: t.IssuedAt,
+			Active: true, Scope: t.Scope, Client: t.Client, TokenType: t.Confirm.tokenType(), Expires: t.Expires, IssuedAt: t.IssuedAt,
 			Subject: t.Subject, Audience: t.Audience, Issuer: t.Issuer, ID: t.ID, Roles: t.Roles, Actor: t.Actor, Confirm: t.Confirm,
 		}, nil
 	}
@@ -259,9 +260,10 @@ func (s *Service) describe() ([]byte, error) {
 		Responses      []string `json:"response_types_supported"` // required (RFC 8414 section 2), and there is none
 		Grants         []Grant  `json:"grant_types_supported"`
 		BoundMTLS      bool     `json:"tls_client_certificate_bound_access_tokens,omitempty"`
+		DPoP           []string `json:"dpop_signing_alg_values_supported,omitempty"`
 	}{
 		s.issuer, s.issuer + PathToken, auth, algs, s.issuer + PathRevoke, auth, algs, s.issuer + PathIntrospect, auth, algs,
-		s.issuer + PathJWKS, []string{}, types, bound,
+		s.issuer + PathJWKS, []string{}, types, bound, s.algs,
 	})
 }
 

@@ -37,6 +37,7 @@ type family struct {
 	AMR        []string  `json:"amr,omitempty"`
 	AuthTime   time.Time `json:"auth_time,omitzero"`
 	Actor      []byte    `json:"actor,omitempty"`
+	Bound      string    `json:"bound,omitempty"` // kind of key that its access tokens are bound to
 	Created    time.Time `json:"created"`
 	Expires    time.Time `json:"expires"`
 	Generation uint32    `json:"generation"`
@@ -78,9 +79,17 @@ func newFamily(g *grant, source string, p *authn.Principal, now time.Time) *fami
 	rand.Read(key)
 	return &family{
 		ID: b64.EncodeToString(id[:]), Key: key, Client: g.client.ID, Source: source, Issuer: p.Issuer, Of: p.Subject, Subject: g.subject,
-		Audience: g.audience, Scopes: g.scopes, Roles: g.roles, ACR: g.acr, AMR: g.amr, AuthTime: g.authTime, Actor: g.actor,
+		Audience: g.audience, Scopes: g.scopes, Roles: g.roles, ACR: g.acr, AMR: g.amr, AuthTime: g.authTime, Actor: g.actor, Bound: g.confirm.kind(),
 		Created: now.UTC(), Expires: now.Add(g.client.Offline).UTC(),
 	}
+}
+
+// kind is the kind of key, as authn names it.
+func (c *confirmation) kind() string {
+	if c == nil {
+		return ""
+	}
+	return authn.Confirmation{JKT: c.JKT, X5T: c.X5T}.Bound()
 }
 
 func (f *family) mac(purpose byte, n uint32) []byte {
@@ -207,7 +216,7 @@ func (s *State) update(ctx context.Context, f *family, edit func(f *family) bool
 }
 
 // refresh is RFC 6749 section 6 with rotation (RFC 9700 section 4.14.2).
-func (s *Service) refresh(ctx context.Context, c *gate.Call, cl *Client, fm form) (*issued, *refusal) {
+func (s *Service) refresh(ctx context.Context, c *gate.Call, cl *Client, bound *confirmation, fm form) (*issued, *refusal) {
 	raw := fm.get("refresh_token")
 	if raw == "" {
 		return nil, malformed("refresh_token is missing")
@@ -224,13 +233,21 @@ func (s *Service) refresh(ctx context.Context, c *gate.Call, cl *Client, fm form
 		// the owner did nothing wrong and keeps it (RFC 6749 section 10.4).
 		return nil, refused(invalidGrant, reason.BindingMismatch)
 	}
-	s.speaksFor(c, cl, &authn.Principal{
-		Issuer: f.Issuer, Subject: f.Of, Roles: f.Roles, ACR: f.ACR, AMR: f.AMR, Family: s.hash(familyHash, f.ID),
-	})
+	whose := &authn.Principal{
+		Issuer: f.Issuer, Subject: f.Of, Roles: f.Roles, ACR: f.ACR, AMR: f.AMR, Family: s.hash(familyHash, f.ID), IssuedAt: f.Created,
+	}
+	s.speaksFor(c, cl, whose)
+	if why := s.revokedBy(ctx, whose); why != nil {
+		return nil, refused(invalidGrant, why.Reason)
+	}
+	if f.Bound != bound.kind() {
+		return nil, refused(invalidGrant, reason.BindingRequired) // tokens that were bound once stay so
+	}
 	g, r := again(c.Start, f, cl, fm)
 	if r != nil {
 		return nil, r
 	}
+	g.confirm = bound
 	if !c.Mark() {
 		return nil, nil
 	}

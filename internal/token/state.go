@@ -45,6 +45,7 @@ const (
 	tableDenied   = "token.denied"
 	tableFamily   = "token.family"
 	tableAsserted = "token.asserted" // ids of client assertions
+	tableProofs   = "token.proofs"   // ids of DPoP proofs
 )
 
 // OpenState loads the state, and makes the first signing key if there is none.
@@ -165,6 +166,12 @@ func (s *State) revoked(jti string) bool {
 		_, ok = s.denied[tag]
 	}
 	return ok
+}
+
+// Use implements authn.Once for the DPoP proofs of requests for tokens. It
+// outlives a restart.
+func (s *State) Use(ctx context.Context, u authn.Use) (bool, error) {
+	return s.store.Create(context.WithoutCancel(ctx), tableProofs, u.Owner+"|"+u.ID, nil, u.Expires)
 }
 
 // Demand refuses tokens of the service that were revoked. It is meant for

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/gatebook/gatebook/internal/gate/authn"
+	"github.com/gatebook/gatebook/internal/gate/canon"
 )
 
 // MaxLifetime is the longest that an access token can live.
@@ -111,6 +112,15 @@ type Config struct {
 	Subjects []Subject
 	State    *State
 
+	// Proofs judges DPoP proofs. nil: they are not looked at, and no token is
+	// bound to a key.
+	Proofs Prover
+	// ProofAlgorithms are those that Proofs takes, for the metadata.
+	ProofAlgorithms []string
+	// Revoked says whether the gate has revoked what a principal holds: its
+	// subject's, its client's, or this very token. nil: nothing is.
+	Revoked func(ctx context.Context, p *authn.Principal) error
+
 	// Hash is the keyed hash that a record keeps of a token or a family. nil:
 	// records keep nothing of it.
 	Hash func(issuer, id string) string
@@ -119,6 +129,12 @@ type Config struct {
 	// logged: the family is revoked all the same.
 	Alert func(ctx context.Context, client, request string) error
 	Log   *slog.Logger
+}
+
+// Prover judges the DPoP proof of a request for a token (RFC 9449 section 5) and
+// returns the thumbprint of its key. The error is a *authn.Failure.
+type Prover interface {
+	Key(ctx context.Context, r *canon.Request) (jkt string, err error)
 }
 
 // Service is what one configuration declares. It is immutable and safe for
@@ -131,6 +147,9 @@ type Service struct {
 	subjects map[string]*Subject
 	order    []string // names of subjects
 	state    *State
+	proofs   Prover
+	algs     []string // of proofs
+	gone     func(ctx context.Context, p *authn.Principal) error
 	hash     func(issuer, id string) string
 	alert    func(ctx context.Context, client, request string) error
 	log      *slog.Logger
@@ -150,7 +169,10 @@ const (
 func New(c Config) (*Service, error) {
 	s := &Service{
 		issuer: c.Issuer, name: c.Name, lifetime: c.Lifetime, clients: map[string]*Client{}, subjects: map[string]*Subject{},
-		state: c.State, hash: c.Hash, alert: c.Alert, log: c.Log,
+		state: c.State, proofs: c.Proofs, algs: c.ProofAlgorithms, gone: c.Revoked, hash: c.Hash, alert: c.Alert, log: c.Log,
+	}
+	if s.gone == nil {
+		s.gone = func(context.Context, *authn.Principal) error { return nil }
 	}
 	if s.hash == nil {
 		s.hash = func(string, string) string { return "" }

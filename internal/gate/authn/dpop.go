@@ -125,14 +125,8 @@ type Findings struct {
 // up another's.
 func (d *DPoP) prove(ctx context.Context, r *canon.Request, p *Principal, raw string, nonces *Nonces) (Findings, *Failure) {
 	var found Findings
-	field, n := r.Get("dpop")
-	if n != 1 {
-		return found, fail(reason.DPoPProof, "the request has no DPoP field, or more than one")
-	}
-	pr, err := parseProof(field, d.allowed)
-	if err != nil {
-		f := fail(reason.DPoPProof, "the proof is malformed")
-		f.Err = err
+	pr, f := d.sent(r)
+	if f != nil {
 		return found, f
 	}
 	now := d.now()
@@ -161,6 +155,14 @@ func (d *DPoP) fits(pr *proof, r *canon.Request, p *Principal, raw string, now t
 	if subtle.ConstantTimeCompare([]byte(pr.jkt), []byte(p.Confirm.JKT)) != 1 {
 		return fail(reason.BindingMismatch, "the proof is of another key than the token's")
 	}
+	if subtle.ConstantTimeCompare([]byte(pr.ath), []byte(accessTokenHash(raw))) != 1 {
+		return fail(reason.DPoPProof, "ath is not the hash of the token")
+	}
+	return d.suits(pr, r, now)
+}
+
+// suits compares the proof with the request, whatever token it comes with.
+func (d *DPoP) suits(pr *proof, r *canon.Request, now time.Time) *Failure {
 	origin := d.origins[r.Authority]
 	if origin == "" {
 		origin = d.only
@@ -174,8 +176,6 @@ func (d *DPoP) fits(pr *proof, r *canon.Request, p *Principal, raw string, now t
 		return fail(reason.DPoPProof, "the request is for a host that is none of dpop.origins")
 	case err != nil || pr.htu.origin != origin || pr.htu.path != path:
 		return fail(reason.DPoPProof, "htu is another URI than the request's")
-	case subtle.ConstantTimeCompare([]byte(pr.ath), []byte(accessTokenHash(raw))) != 1:
-		return fail(reason.DPoPProof, "ath is not the hash of the token")
 	case iat.After(now.Add(d.ahead)) || now.Sub(iat) > d.age:
 		return fail(reason.DPoPProof, "iat is too long ago or in the future")
 	case pr.exp >= 0 && !now.Before(time.Unix(pr.exp, 0)):
