@@ -108,7 +108,7 @@ func TestKnownCallerAllocates(t *testing.T) {
 		condition string
 		n         int
 		most      float64
-	}{{ofCaller, 200, 8}, {ofCaller, 1000, 8}, {ofRequest, 200, 40}, {ofRequest, 1000, 40}} {
+	}{{ofCaller, 200, 8}, {ofCaller, 1000, 8}, {ofRequest, 200, 50}, {ofRequest, 1000, 50}} {
 		j, req, e, r := knownCaller(t, c.n, c.condition)
 		if got := testing.AllocsPerRun(200, func() { decideAs(t, j, req, e, r) }); got > c.most {
 			t.Errorf("%v allocations with %d policies on %s, at most %v", got, c.n, c.condition, c.most)
