@@ -34,6 +34,7 @@ deps:
 	command -v systemd-analyze >/dev/null || need="$$need systemd"; \
 	command -v groff >/dev/null || need="$$need groff-base"; \
 	command -v slowhttptest >/dev/null || need="$$need slowhttptest"; \
+	command -v valkey-server >/dev/null || command -v redis-server >/dev/null || need="$$need redis-server"; \
 	command -v node >/dev/null || need="$$need nodejs"; \
 	command -v npm >/dev/null || need="$$need npm"; \
 	[ -e /etc/ssl/certs/ca-certificates.crt ] || need="$$need ca-certificates"; \

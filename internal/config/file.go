@@ -132,7 +132,7 @@ type AdminTLS struct {
 type AdminRoles struct {
 	Reader   []string `key:"reader" form:"holder" doc:"May read frames, counts, proofs and the status, follow what is recorded, and verify."`
 	Reveal   []string `key:"reveal" form:"holder" doc:"May open personal parts, besides being a reader."`
-	Operator []string `key:"operator" form:"holder" doc:"May reload and back up."`
+	Operator []string `key:"operator" form:"holder" doc:"May reload, revoke tokens and back up."`
 	Privacy  []string `key:"privacy" form:"holder" doc:"May erase, hold and prune, once this release does such."`
 	Decide   []string `key:"decide" form:"holder" doc:"May ask the policies for decisions by AuthZEN, and nothing else."`
 }

@@ -211,7 +211,8 @@ func (r Reason) Folds() bool {
 		TimeoutReading, NoRoute, MethodNotAllowed, BodyTooLarge,
 		ShuttingDown, Draining:
 		return true
-	case BindingRequired, BindingMismatch, StepupRequired: // the credential itself is good
+	case BindingRequired, BindingMismatch, StepupRequired, // the credential itself is good
+		TokenReplayed, TokenReuseDetected: // and what is done with it is evidence
 		return false
 	}
 	return r.Origin() == OriginIdentity || r.Origin() == OriginLimit

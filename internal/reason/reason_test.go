@@ -153,13 +153,13 @@ func TestFolds(t *testing.T) {
 		timeout_reading connection_limited no_route method_not_allowed body_too_large
 		rate_limited concurrency_limited quota_exceeded limiter_unavailable overloaded
 		no_credential two_credentials token_malformed token_algorithm token_key_unknown token_signature token_expired
-		token_not_yet token_lifetime_exceeded token_too_old token_audience token_issuer token_type token_replayed
-		token_reuse_detected token_revoked token_inactive dpop_proof dpop_nonce key_unknown key_expired key_revoked
+		token_not_yet token_lifetime_exceeded token_too_old token_audience token_issuer token_type
+		token_revoked token_inactive dpop_proof dpop_nonce key_unknown key_expired key_revoked
 		session_expired issuer_unavailable
 		shutting_down draining`)
 	no := strings.Fields(`
 		client_aborted upgrade_refused
-		stepup_required binding_required binding_mismatch
+		stepup_required binding_required binding_mismatch token_replayed token_reuse_detected
 		denied_by_policy denied_by_default policy_error scope_missing policy_unavailable
 		dns connect_refused connect_timeout tls_verify tls_handshake_upstream reset_before_response reset_mid_body
 		response_timeout body_stalled bad_response body_length_mismatch breaker_open no_healthy_target retries_exhausted
