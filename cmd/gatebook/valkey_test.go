@@ -83,7 +83,7 @@ func TestTwoNodesShareWhatWasUsed(t *testing.T) {
 	mode := func(s *site, x shown) string { return s.frames(fmt.Sprintf("id == %q", x.id))[0].Frame.Limit.Mode }
 	// A proof of one node's URI is for that node; its jti counts on the other.
 	claims := h.claims("GET", urls[a], boundTok)
-	claims["iat"] = time.Now().Unix() + 8
+	claims["iat"] = time.Now().Unix() + 9
 	x := prove(a, h.sign(t, claims))
 	a.passed(x, "dpop")
 	if m := mode(a, x); m != "" {
