@@ -23,6 +23,8 @@ type ColumnEncoder struct {
 	sp, was  *spans // of this frame and of the last one in columns
 	last     []byte // the last frame in columns, empty before there is one
 	moved    []bool // by model: its symbol is another one than in the last frame
+	id       ID     // of the last frame
+	us       int64  // its time
 }
 
 // colState is a column under construction.
@@ -110,7 +112,7 @@ func (e *ColumnEncoder) Add(frame []byte) error {
 	e.total += uint64(len(frame))
 	s := scanner{b: frame}
 	if len(e.last) > 0 {
-		s.prev, s.prevSpans = e.last, e.was
+		s.prev, s.prevSpans, s.id, s.us = e.last, e.was, e.id, e.us
 	}
 	// A frame that the scanner takes is made of the literals of the table and of
 	// the values that it finds, and of nothing else: the decoder joins the same.
@@ -122,6 +124,7 @@ func (e *ColumnEncoder) Add(frame []byte) error {
 		e.lastKept = e.frames - 1
 		return nil
 	}
+	e.id, e.us = s.id, s.us
 	for _, k := range e.l.order {
 		// A column never met needs nothing where it is absent: its
 		// prediction is absent or 0 too, except for mTTFB.
@@ -152,14 +155,13 @@ func (e *ColumnEncoder) value(k int, m *model, frame []byte) {
 		e.moved[k] = e.predict.sym[k] != was
 		return
 	case mID:
-		id, _ := parseID(raw[1 : len(raw)-1])
-		e.ids.add(e.rows, id, e.predict.val[e.l.time])
+		e.ids.add(e.rows, e.id, e.predict.val[e.l.time])
 		return
 	}
 	var v int64
 	switch e.l.tab[m.field].typ {
 	case tTime:
-		v, _ = parseTime(raw[1 : len(raw)-1])
+		v = e.us
 	case tBool:
 		v = int64(min(len(raw), 1))
 	default:

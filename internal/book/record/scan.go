@@ -27,6 +27,10 @@ type scanner struct {
 	prev      []byte
 	prevSpans *spans
 	again     [len(spans{})]bool // by row: its text is the same as in prev
+
+	// The last id and time that were scanned. Who gives prev gives those of prev.
+	id ID
+	us int64
 }
 
 // same skips the value of row i if it is the same text as in prev.
@@ -210,10 +214,13 @@ func (s *scanner) value(t fieldType) bool {
 	case tVersion:
 		return s.byte('0'+Version, "unknown record version")
 	case tID:
-		return s.quoted(36, "expected a UUID", func(b []byte) bool { _, ok := parseID(b); return ok })
+		return s.quoted(36, "expected a UUID", func(b []byte) (ok bool) {
+			s.id, ok = parseID(b)
+			return ok
+		})
 	case tTime:
-		return s.quoted(27, "expected a UTC time with six digits of fraction", func(b []byte) bool {
-			_, ok := parseTime(b)
+		return s.quoted(27, "expected a UTC time with six digits of fraction", func(b []byte) (ok bool) {
+			s.us, ok = parseTime(b)
 			return ok
 		})
 	case tKind:
