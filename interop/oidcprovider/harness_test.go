@@ -3,11 +3,11 @@ package oidcprovider
 import (
 	"bufio"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
+	"os"
 	"os/exec"
 	"strings"
 	"sync"
@@ -328,9 +328,23 @@ func (p *provider) endSession(browser *http.Client) {
 // eventually waits for what another process does by itself.
 func eventually(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !done(); time.Sleep(20 * time.Millisecond) {
+	eventuallyWithin(t, what, 20*time.Second, done)
+}
+
+func eventuallyWithin(t *testing.T, what string, d time.Duration, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(d); !done(); time.Sleep(100 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal(fmt.Sprintf("%s: not within 20 s", what))
+			t.Fatalf("%s: not within %s", what, d)
 		}
 	}
+}
+
+func readFile(t *testing.T, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }
