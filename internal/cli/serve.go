@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -71,13 +72,22 @@ func quietLibraries(godebug string) error {
 }
 
 func (a *app) checkCommand() *cobra.Command {
-	var schema bool
+	var schema, probe bool
+	var token string
 	c := &cobra.Command{
-		Use:     "check [FILE]",
-		Short:   "Check a configuration and its policies; name every problem at once",
-		Example: "  gatebook check /etc/gatebook/gatebook.yaml\n  gatebook check --print-schema > gatebook.schema.json",
+		Use:   "check [FILE]",
+		Short: "Check a configuration and its policies; name every problem at once",
+		Long: `Check a configuration, the files it names and its policies, and name every
+problem at once, each with its line and what to do about it.
+
+With --probe the issuers are asked for their metadata and keys, and those that
+introspect tokens for an answer, in the way the gate will ask them; what would be
+refused is named with the line that decides about it. --token takes a sample token
+from a file, or from standard input for "-" (never from the command line, which
+others on the machine can read), and says whether it would be taken.`,
+		Example: "  gatebook check /etc/gatebook/gatebook.yaml\n  gatebook check --probe --token - < access.token\n  gatebook check --print-schema > gatebook.schema.json",
 		Args:    cobra.MaximumNArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(c *cobra.Command, args []string) error {
 			if schema {
 				_, err := a.Out.Write(config.PrintSchema())
 				return err
@@ -85,14 +95,77 @@ func (a *app) checkCommand() *cobra.Command {
 			if len(args) == 1 {
 				a.configFile = args[0]
 			}
-			return a.check()
+			if token != "" && !probe {
+				return usagef("--token needs --probe")
+			}
+			if err := a.check(probe && a.json); err != nil || !probe {
+				return err
+			}
+			return a.probe(c, token)
 		},
 	}
 	c.Flags().BoolVar(&schema, "print-schema", false, "print a JSON Schema for editors and exit")
+	c.Flags().BoolVar(&probe, "probe", false, "ask the issuers for metadata, keys and answers")
+	c.Flags().StringVar(&token, "token", "", "with --probe: file of a sample token, - for standard input")
 	return c
 }
 
-func (a *app) check() error {
+// maxSample bounds what is read as a sample token, in bytes.
+const maxSample = 64 << 10
+
+// probe asks the issuers.
+func (a *app) probe(c *cobra.Command, token string) error {
+	f, err := a.load()
+	if err != nil {
+		return err
+	}
+	sample := ""
+	if token != "" {
+		in := c.InOrStdin()
+		if token != "-" {
+			file, err := os.Open(token)
+			if err != nil {
+				return usagef("sample token: %w", err)
+			}
+			defer file.Close()
+			in = file
+		}
+		b, err := io.ReadAll(io.LimitReader(in, maxSample))
+		if err != nil {
+			return fmt.Errorf("sample token: %w", err)
+		}
+		if sample = strings.TrimSpace(string(b)); sample == "" {
+			return usagef("the sample token is empty")
+		}
+	}
+	found, problems := server.Probe(c.Context(), f, sample)
+	if a.json {
+		if err := a.printJSON(map[string]any{"file": f.Name(), "issuers": found, "ok": problems == nil}); err != nil {
+			return err
+		}
+	} else {
+		for _, i := range found {
+			a.printf("issuer %s: %d usable keys%s%s\n", i.Name, i.Keys, when(i.Introspection, ", introspection answers"), when(i.Sample, ", takes the sample token"))
+			for _, why := range i.Refused {
+				a.printf("  not used: %s\n", why)
+			}
+		}
+	}
+	if problems != nil {
+		return problems
+	}
+	return nil
+}
+
+func when(yes bool, text string) string {
+	if yes {
+		return text
+	}
+	return ""
+}
+
+// check says that all is well, unless it is to be silent about that.
+func (a *app) check(silent bool) error {
 	f, err := a.load()
 	if err != nil {
 		return err
@@ -109,6 +182,9 @@ func (a *app) check() error {
 	}
 	if err := server.CheckPoints(f); err != nil {
 		return &usageError{err}
+	}
+	if silent {
+		return nil
 	}
 	if a.json {
 		return a.printJSON(map[string]any{"file": f.Name(), "ok": true, "routes": len(f.Routes), "policies": len(engine.Policies()), "policy_set": engine.SetHash()})

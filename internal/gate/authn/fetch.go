@@ -175,7 +175,11 @@ func keysURL(doc []byte, issuer string) (string, error) {
 		return "", err
 	}
 	if iss := v.get("issuer"); iss == nil || iss.kind != kindString || iss.text != issuer {
-		return "", errors.New("it is for another issuer than the configured one")
+		other := &IssuerMismatch{}
+		if iss != nil && iss.kind == kindString {
+			other.Found = iss.text
+		}
+		return "", other
 	}
 	keys := v.get("jwks_uri")
 	if keys == nil || keys.kind != kindString {
