@@ -99,7 +99,7 @@ func TestRespond(t *testing.T) {
 		}},
 		{name: "declared too large", conf: responder(read), method: "POST", body: func() io.Reader { return body(17) }, status: 413, why: reason.BodyTooLarge, phase: phaseAdmit, folds: true},
 		{name: "too large", conf: responder(read), method: "POST", body: func() io.Reader { return chunked(17) }, status: 413, why: reason.BodyTooLarge, phase: phaseRespond, folds: true},
-		{name: "refuses in its own words", conf: responder(always(says(400, `{"error":"invalid_grant"}`, reason.TokenReuseDetected))), status: 400, text: `{"error":"invalid_grant"}`, why: reason.TokenReuseDetected, phase: phaseRespond, folds: true},
+		{name: "refuses in its own words", conf: responder(always(says(400, `{"error":"invalid_grant"}`, reason.TokenReuseDetected))), status: 400, text: `{"error":"invalid_grant"}`, why: reason.TokenReuseDetected, phase: phaseRespond},
 		{name: "refuses in the gate's words", conf: responder(always(Answer{Reason: reason.SessionExpired})), status: 401, why: reason.SessionExpired, phase: phaseRespond, folds: true},
 		{name: "a failed attempt", conf: responder(always(Answer{Failure: &authn.Failure{Reason: reason.KeyUnknown, Claimed: "mallory"}})), status: 401, why: reason.KeyUnknown, phase: phaseRespond, folds: true, check: func(t *testing.T, _ *http.Response, rec *record.Record) {
 			if a := rec.Authn; rec.Personal.Claimed != "mallory" || a.Outcome != "failed" || a.Reason != "key_unknown" {

@@ -256,6 +256,9 @@ func (v *Valkey) Ping(ctx context.Context) (born time.Time, err error) {
 	return born, err
 }
 
+// Up says whether the server answered of late.
+func (v *Valkey) Up() bool { return !v.down.Load() && v.server.Load() != nil }
+
 // Run asks every second whether the server is there, so that it begins to
 // remember before it is needed and its return is noticed, until ctx ends.
 func (v *Valkey) Run(ctx context.Context) error {

@@ -21,6 +21,7 @@ import (
 	"github.com/gatebook/gatebook/internal/gate"
 	"github.com/gatebook/gatebook/internal/gate/authn"
 	"github.com/gatebook/gatebook/internal/kv"
+	"github.com/gatebook/gatebook/internal/obs"
 )
 
 // guards are what watches over tokens from one configuration to the next: what
@@ -152,6 +153,25 @@ func (g *guards) close() error {
 		errs = append(errs, g.shared.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// gauges are what is held and whether the shared store answers.
+func (g *guards) gauges() []obs.Gauge {
+	out := []obs.Gauge{
+		{Name: "gatebook_replay_marks", Help: "Proofs and one-time tokens that this node remembers as used.", Labels: map[string]string{"of": "proofs"}, Read: func() float64 { return float64(g.proofs.Len()) }},
+		{Name: "gatebook_replay_marks", Help: "Proofs and one-time tokens that this node remembers as used.", Labels: map[string]string{"of": "tokens"}, Read: func() float64 { return float64(g.tokens.Len()) }},
+		{Name: "gatebook_revocations", Help: "Subjects, clients and tokens that are revoked.", Read: func() float64 { return float64(g.revoked.Len()) }},
+		{Name: "gatebook_token_alerts_missed", Help: "Alerts about tokens used from too many places for which there was no room.", Read: func() float64 { return float64(g.missed.Load()) }},
+	}
+	if g.shared != nil {
+		out = append(out, obs.Gauge{Name: "gatebook_shared_store_up", Help: "1 if the shared store answers.", Read: func() float64 {
+			if g.shared.Up() {
+				return 1
+			}
+			return 0
+		}})
+	}
+	return out
 }
 
 // tell takes an alert, without waiting.

@@ -200,7 +200,7 @@ func (s *Server) gauges() []obs.Gauge {
 			Labels: map[string]string{"listener": name}, Read: func() float64 { return c.left(time.Now()).Seconds() },
 		})
 	}
-	gauges = append(gauges, s.bookGauges()...)
+	gauges = append(append(gauges, s.bookGauges()...), s.guards.gauges()...)
 	gauges = append(gauges, s.introspectionGauges()...)
 	return append(append(gauges, s.connGauges()...), s.limitGauges()...)
 }

@@ -137,6 +137,9 @@ func (v *Revocations) put(ctx context.Context, k revoked, e revocation) error {
 	return v.store.Put(ctx, revocationTable, k.kind+"\x00"+k.issuer+"\x00"+k.id, value, time.Unix(e.Until, 0))
 }
 
+// Len is how many revocations there are.
+func (v *Revocations) Len() int { return int(v.count.Load()) }
+
 // Sweep forgets what has expired and returns how many are left.
 func (v *Revocations) Sweep() int {
 	now := v.now().Unix()
