@@ -74,6 +74,7 @@ func (f *File) setDefaults() {
 			f.Limits[name] = l
 		}
 	}
+	f.setIdentityDefaults()
 	var serving []string
 	for i := range f.Listen {
 		if l := &f.Listen[i]; !l.RedirectToHTTPS && l.Name != "" {
@@ -84,6 +85,24 @@ func (f *File) setDefaults() {
 		if len(f.Routes[i].Listeners) == 0 {
 			f.Routes[i].Listeners = serving
 		}
+	}
+}
+
+// setIdentityDefaults names the audience and the issuer of signed identities.
+func (f *File) setIdentityDefaults() {
+	if f.Identity.Issuer == "" {
+		f.Identity.Issuer = "https://" + f.Origin
+	}
+	name := func(id *Identity, upstream string) {
+		if id != nil && id.JWT != nil && id.JWT.Audience == "" {
+			id.JWT.Audience = upstream
+		}
+	}
+	for u := range f.Upstreams {
+		name(f.Upstreams[u].Identity, u)
+	}
+	for i := range f.Routes {
+		name(f.Routes[i].Identity, f.Routes[i].Upstream)
 	}
 }
 

@@ -126,6 +126,7 @@ func (c *checker) certificates() {
 		for j, cert := range c.f.Listen[i].TLS.Certificates {
 			c.certificate(fmt.Sprintf("listen[%d].tls.certificates[%d]", i, j), cert)
 		}
+		c.clientCertificates(fmt.Sprintf("listen[%d].tls", i), c.f.Listen[i].TLS)
 	}
 }
 

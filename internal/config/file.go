@@ -45,6 +45,7 @@ type File struct {
 	DPoP      DPoP                `key:"dpop" doc:"How proofs of possession (DPoP, RFC 9449) are judged on routes with dpop."`
 	Reuse     Reuse               `key:"token_reuse" doc:"When a token counts as used by several, by its id (jti)."`
 	Valkey    *Valkey             `key:"valkey" doc:"Valkey or Redis server (7.0 or newer, maxmemory-policy noeviction) through which nodes share what was used once. Unset: every node remembers for itself."`
+	Identity  Signer              `key:"identity" doc:"Who signs the identity that routes and upstreams with identity get."`
 
 	source source
 }
@@ -104,9 +105,17 @@ type Listener struct {
 // TLS is the server side of a listener's TLS.
 type TLS struct {
 	Certificates []Certificate `key:"certificates" required:"true" doc:"Certificates, chosen by server name; the first serves clients that send none."`
-	ClientCA     Later         `key:"client_ca" later:"client certificates (mTLS)" doc:"Authorities of client certificates."`
-	ClientAuth   Later         `key:"client_auth" later:"client certificates (mTLS)" doc:"Whether clients must show a certificate."`
+	ClientCA     Path          `key:"client_ca" form:"file" doc:"PEM file of the authorities of client certificates. One that another of the file issued is an intermediate, every other one an anchor."`
+	ClientAuth   string        `key:"client_auth" default:"off" enum:"off optional required" doc:"Whether clients are asked for a certificate, and whether a connection without one is refused. One that is shown must be good in either case."`
+	CRL          Path          `key:"crl" form:"file" doc:"File of revocation lists, PEM or DER: complete and current, one of each authority that issued a certificate below an anchor, and signed by it. When one has run out no client certificate is taken."`
 }
+
+// Values of TLS.ClientAuth.
+const (
+	ClientAuthOff      = "off"
+	ClientAuthOptional = "optional"
+	ClientAuthRequired = "required"
+)
 
 // Certificate is a certificate chain and its private key, both PEM files.
 type Certificate struct {
@@ -184,6 +193,7 @@ type Upstream struct {
 	PreserveHost bool         `key:"preserve_host" doc:"Send the client's Host upstream instead of the target's."`
 	MaxIdle      int          `key:"max_idle" default:"128" min:"0" max:"65536" doc:"Idle connections kept per target."`
 	Ejection     Ejection     `key:"ejection" doc:"When a failing target is left out."`
+	Identity     *Identity    `key:"identity" doc:"What its requests carry to prove that they come through this gate and for whom. Unset: only unsigned fields."`
 	Health       *Checks      `key:"health" doc:"Active health checks. Unset: none; ejection works without them."`
 }
 
@@ -240,10 +250,12 @@ type Route struct {
 	Record      Record    `key:"record" doc:"What the record keeps beyond the usual."`
 	PathRules   PathRules `key:"path_rules" doc:"Unusual forms of a path that are let through. Paths are strict otherwise."`
 
-	DPoP      string `key:"dpop" enum:"optional required" doc:"Take tokens bound to a key, under the scheme DPoP and with a proof. required: tokens bound to nothing are refused. Unset: tokens bound to a key are refused."`
-	DPoPNonce bool   `key:"dpop_nonce" doc:"Proofs must hold a nonce that this gate has given out (RFC 9449 section 8)."`
-	CertBound string `key:"certificate_bound" enum:"optional required" doc:"Take tokens bound to the client's certificate (RFC 8705). required: tokens bound to nothing are refused; with dpop required too, either binding will do. Unset: tokens bound to a certificate are refused."`
-	OneTime   bool   `key:"one_time" doc:"Take a token once only on all such routes together; it needs a jti. It is used up when it has been verified, whatever becomes of the request, and refused while what was used cannot be known."`
+	DPoP           string    `key:"dpop" enum:"optional required" doc:"Take tokens bound to a key, under the scheme DPoP and with a proof. required: tokens bound to nothing are refused. Unset: tokens bound to a key are refused."`
+	DPoPNonce      bool      `key:"dpop_nonce" doc:"Proofs must hold a nonce that this gate has given out (RFC 9449 section 8)."`
+	CertBound      string    `key:"certificate_bound" enum:"optional required" doc:"Take tokens bound to the client's certificate (RFC 8705). required: tokens bound to nothing are refused; with dpop required too, either binding will do. Unset: tokens bound to a certificate are refused."`
+	OneTime        bool      `key:"one_time" doc:"Take a token once only on all such routes together; it needs a jti. It is used up when it has been verified, whatever becomes of the request, and refused while what was used cannot be known."`
+	PassCredential bool      `key:"pass_credential" doc:"Send the caller's credentials (Authorization, DPoP, API keys) on to the upstream. Otherwise none leaves the gate."`
+	Identity       *Identity `key:"identity" doc:"As identity of the upstream, for this route; it replaces the upstream's."`
 }
 
 // Values of PathRules.Allow and PathRules.Strict.
@@ -270,8 +282,44 @@ type Authn struct {
 	JWT        string `key:"jwt" form:"name" doc:"Bearer access token of the issuer with this name."`
 	APIKey     Later  `key:"apikey" later:"API keys" doc:"API key."`
 	Session    Later  `key:"session" later:"browser sessions" doc:"Browser session."`
-	MTLS       Later  `key:"mtls" later:"client certificates (mTLS)" doc:"Client certificate."`
+	MTLS       *MTLS  `key:"mtls" doc:"Client certificate, of a listener with client_auth."`
 	Introspect string `key:"introspect" form:"name" doc:"Bearer token, opaque or not, about which the issuer with this name is asked."`
+}
+
+// Values of MTLS.Subject.
+const (
+	SubjectCN     = "cn"
+	SubjectDNS    = "dns"
+	SubjectURI    = "uri"
+	SubjectEmail  = "email"
+	SubjectSPIFFE = "spiffe"
+)
+
+// MTLS says whom a client certificate speaks for.
+type MTLS struct {
+	Name         string              `key:"name" default:"mtls" form:"name" doc:"What records and policies call the issuer. Different authorities need different names, since a subject is only unique with its issuer."`
+	Subject      string              `key:"subject" required:"true" enum:"cn dns uri email spiffe" doc:"Which name of the certificate is the subject: the common name, or the alternative name of that kind. The certificate must have exactly one such name. spiffe: its only URI is a SPIFFE id, and it is an X.509-SVID."`
+	TrustDomains []string            `key:"trust_domains" form:"trustdomain" doc:"SPIFFE trust domains that are accepted; with subject spiffe only, and needed there."`
+	Roles        map[string][]string `key:"roles" names:"label" form:"text" doc:"Roles and the subjects that hold each. One that ends in /* means all that begin with what stands before the star."`
+}
+
+// Identity is what an upstream gets to know for certain. Exactly one kind.
+type Identity struct {
+	JWT *IdentityJWT `key:"jwt" required:"true" doc:"A signed JWT, made for each request."`
+}
+
+// IdentityJWT describes the JWT that a request carries to its upstream.
+type IdentityJWT struct {
+	Header     string   `key:"header" default:"X-Gatebook-Identity" form:"identityheader" doc:"Header that carries it. What the client sends under that name is removed."`
+	Lifetime   Duration `key:"lifetime" default:"1m" min:"5s" max:"5m" doc:"Time from iat to exp."`
+	Audience   string   `key:"audience" form:"text" doc:"Value of aud. Default: the name of the upstream."`
+	BodyDigest Size     `key:"body_digest" max:"1MiB" doc:"Bind bodies of known length up to this size, by the claim content_digest; they are held in memory until they are complete. A body that is not bound is named in content_digest_absent. Default: no body is bound."`
+}
+
+// Signer is the authority whose keys sign Identity.
+type Signer struct {
+	Issuer string   `key:"issuer" form:"text" doc:"Value of iss. Default: https:// and the origin."`
+	Rotate Duration `key:"rotate" default:"7d" min:"1h" max:"90d" doc:"How long a key signs. The next one is published that long before it signs, and one that no longer signs for a day after."`
 }
 
 // Values of Audit.Commit, Audit.Intent and Audit.OnFailure.

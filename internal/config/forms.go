@@ -70,6 +70,10 @@ func forms(name string) form {
 		return form{`^[A-Za-z0-9.+/-]+$`, checkType}
 	case "holder":
 		return form{`^((cn|dns|email|uri):.+|(role|sub):[a-z0-9][a-z0-9_-]{0,62}:.+)$`, checkHolder}
+	case "trustdomain":
+		return form{`^[a-z0-9._-]{1,255}$`, checkTrustDomain}
+	case "identityheader":
+		return form{`^[Xx]-[A-Za-z0-9-]+$`, checkIdentityHeader}
 	case "checkpath":
 		return form{`^/[^\s#]*$`, checkHealthPath}
 	case "pattern":
@@ -423,6 +427,31 @@ func checkHolder(s string) (string, string) {
 	}
 	if h := ParseHolder(s); h.Kind == "" {
 		return "not a holder of a role: " + quote(s), "write cn:NAME, dns:NAME, email:NAME or uri:NAME of a client certificate, or role:ISSUER:ROLE or sub:ISSUER:SUBJECT of a token"
+	}
+	return "", ""
+}
+
+// checkTrustDomain takes a trust domain name (SPIFFE ID section 2.1).
+func checkTrustDomain(s string) (string, string) {
+	if rest, ok := strings.CutPrefix(s, "spiffe://"); ok {
+		return "a SPIFFE id where a trust domain is expected: " + quote(s), "did you mean " + shorten(strings.SplitN(rest, "/", 2)[0]) + "?"
+	}
+	if s == "" || len(s) > 255 || !only(s, lower, ".-_") {
+		return "not a trust domain: " + quote(s), "use lower case letters, digits, '.', '-' and '_', such as example.org"
+	}
+	return "", ""
+}
+
+// checkIdentityHeader takes the name of a header that only the gate sets.
+func checkIdentityHeader(s string) (string, string) {
+	l := strings.ToLower(s)
+	if len(l) < 3 || len(l) > 64 || !strings.HasPrefix(l, "x-") || !only(l, lower, "-") {
+		return "not a header for the identity: " + quote(s), "use a name that begins with X-, of letters, digits and -"
+	}
+	switch {
+	case strings.HasPrefix(l, "x-forwarded-"), l == "x-request-id", l == "x-api-key", l == "x-gatebook-subject", l == "x-gatebook-issuer",
+		l == "x-gatebook-client", l == "x-gatebook-roles", l == "x-gatebook-request-id":
+		return "a header that has another meaning: " + quote(s), "use one that nothing else sets, such as X-Gatebook-Identity"
 	}
 	return "", ""
 }

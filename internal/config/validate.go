@@ -37,6 +37,7 @@ func (d *decoder) validate(f *File) {
 	d.checkIssuers(f)
 	d.checkUpstreams(f)
 	d.checkRoutes(f)
+	d.checkMTLS(f)
 	d.checkOverlaps(f)
 	d.checkRoles(f)
 	d.checkRedact(f)
@@ -70,6 +71,7 @@ func (d *decoder) checkListeners(f *File) {
 		l, path := &f.Listen[i], fmt.Sprintf("listen[%d]", i)
 		d.unique(names, l.Name, i, path+".name", "listener")
 		d.listenerMode(l, path)
+		d.checkClientAuth(l, path)
 		routes = routes || !l.RedirectToHTTPS
 		taken = d.bind(taken, l.Address, path+".address", "listener "+l.Name)
 	}

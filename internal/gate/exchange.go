@@ -20,6 +20,7 @@ import (
 const (
 	phaseParse   = "parse"
 	phaseAccept  = "accept"
+	phaseConnect = "connection" // the client's side of it, before each request
 	phaseLimit   = "limit"
 	phaseRoute   = "route"
 	phaseAuthn   = "authn"
@@ -95,6 +96,7 @@ type exchange struct {
 	headSent bool
 	answer   answer
 	own      ownAnswer
+	hangUp   bool // the connection ends with a problem
 
 	interimFn func(code int, fields []canon.Field) error // x.interim, bound once
 	fieldsFn  func(name string) []string                 // x.fieldValues, bound once
@@ -158,7 +160,8 @@ func (x *exchange) describe() {
 	r.Proto = q.Proto
 	r.Authn.Method = record.None
 	if t := q.TLS; t != nil {
-		r.TLS = record.TLS{Version: t.Version, Cipher: t.Cipher, Group: t.Group, ALPN: t.ALPN, Resumed: t.Resumed, JA4: t.JA4}
+		r.TLS = record.TLS{Version: t.Version, Cipher: t.Cipher, Group: t.Group, ALPN: t.ALPN, Resumed: t.Resumed, JA4: t.JA4, ClientCert: t.ClientHash}
+		r.Personal.CertSubject = t.ClientSubject
 		if t.SNI != "" {
 			r.TLS.SNI = x.snap.hostName(t.SNI)
 		}

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"net/netip"
 	"time"
+
+	"github.com/gatebook/gatebook/internal/gate/canon"
 )
 
 // ConnFacts is what is known of a connection before any request on it. The
@@ -20,7 +22,23 @@ type ConnFacts struct {
 	SNI             string               // of the ClientHello, as sent
 	Start           time.Time            // when it was accepted
 
+	// Seen is TLS in the form that all exchanges of the connection share. H1Conn
+	// and H2Conn make it if it is nil.
+	Seen *canon.TLS
+	// Claimed is whom a refused client certificate names; personal.
+	Claimed string
+
 	watch exchangeWatch // set by H1Conn or H2Conn before the connection is served
+}
+
+// see makes Seen.
+func (f *ConnFacts) see() {
+	if f.Seen == nil && f.TLS != nil {
+		f.Seen = canon.FromTLS(f.TLS)
+	}
+	if f.Seen != nil {
+		f.Seen.JA4 = f.JA4
+	}
 }
 
 // Scheme is that of the requests on the connection.

@@ -79,6 +79,7 @@ func (e *HTTPEngine) H1Conn(c net.Conn, f *ConnFacts) net.Conn {
 	h := &h1Conn{Conn: c, engine: e, facts: f}
 	h.parse.Secure = f.TLS != nil
 	h.wake.L = &h.mu
+	f.see()
 	f.watch = h
 	return h
 }

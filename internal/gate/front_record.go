@@ -86,12 +86,17 @@ func (f *ConnFacts) describe(rec *record.Record, snap *Snapshot) {
 		rec.Proto = f.proto()
 	}
 	if f.TLS != nil {
-		t := canon.FromTLS(f.TLS)
-		rec.TLS = record.TLS{Version: t.Version, Cipher: t.Cipher, Group: t.Group, ALPN: t.ALPN, Resumed: t.Resumed}
+		t := f.Seen
+		if t == nil {
+			t = canon.FromTLS(f.TLS)
+		}
+		rec.TLS = record.TLS{Version: t.Version, Cipher: t.Cipher, Group: t.Group, ALPN: t.ALPN, Resumed: t.Resumed, ClientCert: t.ClientHash}
+		rec.Personal.CertSubject = t.ClientSubject
 	} else {
 		rec.TLS.Version = versionNames(f.OfferedVersions)
 	}
 	rec.TLS.JA4 = f.JA4
+	rec.Personal.Claimed = f.Claimed
 	if f.SNI != "" {
 		rec.TLS.SNI = snap.hostName(strings.ToLower(f.SNI))
 	}

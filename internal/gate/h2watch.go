@@ -98,6 +98,7 @@ const (
 func (e *HTTPEngine) H2Conn(c net.Conn, f *ConnFacts) net.Conn {
 	w := &h2Conn{Conn: c, gate: e.gate, stats: &e.stats, facts: f, start: time.Now(), pace: newH2Pace(), patience: 2 * e.cfg.HeadTime}
 	w.moved.L = &w.mu
+	f.see()
 	w.in = canon.NewH2Reader((*h2Source)(w), w)
 	f.watch = w
 	return w

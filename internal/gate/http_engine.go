@@ -79,10 +79,7 @@ func (e *HTTPEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f.complete(r)
 	}
 	x := e.spare.Get().(*httpExchange)
-	x.begin(e, w, r)
-	if f != nil && x.req.TLS != nil {
-		x.req.TLS.JA4 = f.JA4
-	}
+	x.begin(e, w, r, f)
 	if e.cfg.Redirect {
 		e.gate.Redirect(r.Context(), x)
 	} else {
@@ -122,10 +119,14 @@ type httpExchange struct {
 	interimMu sync.Mutex // Interim comes from another goroutine
 }
 
-func (x *httpExchange) begin(e *HTTPEngine, w http.ResponseWriter, r *http.Request) {
+func (x *httpExchange) begin(e *HTTPEngine, w http.ResponseWriter, r *http.Request, f *ConnFacts) {
 	x.engine, x.w, x.r = e, w, r
 	x.rc = *http.NewResponseController(w)
-	err := x.req.ReadHTTP(r)
+	var seen *canon.TLS
+	if f != nil {
+		seen = f.Seen
+	}
+	err := x.req.ReadOver(seen, r)
 	if err == nil && e.cfg.TLS && r.TLS == nil {
 		err = &canon.Error{Reason: canon.MalformedRequest, Detail: "scheme that is not the listener's"}
 		x.req.Fields, x.req.Segments = x.req.Fields[:0], x.req.Segments[:0]

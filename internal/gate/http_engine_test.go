@@ -20,7 +20,7 @@ func onRecorder(method string) (*httpExchange, *httptest.ResponseRecorder) {
 	r := httptest.NewRequest(method, "/", nil)
 	r.RequestURI = "/"
 	x := &httpExchange{}
-	x.begin(NewHTTPEngine(nil, HTTPConfig{Listener: "l"}), w, r)
+	x.begin(NewHTTPEngine(nil, HTTPConfig{Listener: "l"}), w, r, nil)
 	return x, w
 }
 
@@ -127,7 +127,7 @@ func TestBodyAfterClose(t *testing.T) {
 	r := httptest.NewRequest("POST", "/", strings.NewReader("abcdef"))
 	r.RequestURI = "/"
 	x := &httpExchange{}
-	x.begin(NewHTTPEngine(nil, HTTPConfig{}), w, r)
+	x.begin(NewHTTPEngine(nil, HTTPConfig{}), w, r, nil)
 	p := make([]byte, 3)
 	if _, err := io.ReadFull(x.Body(), p); err != nil || !bytes.Equal(p, []byte("abc")) {
 		t.Fatalf("%q %v", p, err)

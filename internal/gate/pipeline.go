@@ -19,7 +19,7 @@ func (g *Gate) Serve(ctx context.Context, ex Exchange) {
 	x := g.begin(ctx, ex) // canonical form, id, snapshot
 	defer x.finish()
 
-	ok := x.canonical() && x.accepted() && x.preAuthLimits() &&
+	ok := x.canonical() && x.accepted() && x.connected() && x.preAuthLimits() &&
 		x.matchRoute() && x.authenticate() && x.postAuthLimits() &&
 		x.authorize() && x.admit()
 	switch {

@@ -41,6 +41,9 @@ func (x *exchange) problem(r reason.Reason) ownAnswer {
 	} else if x.nonce != "" {
 		add("dpop-nonce", x.nonce)
 	}
+	if x.hangUp {
+		add("connection", "close") // over HTTP/2 net/http makes GOAWAY of it
+	}
 	switch {
 	case r == reason.MethodNotAllowed:
 		add("allow", x.allow)

@@ -123,6 +123,9 @@ type Listener struct {
 	// ClientCert: the trusted peers end the TLS and give the client's certificate
 	// in Client-Cert (RFC 9440).
 	ClientCert bool
+	// ClientAuth tells listeners that ask for client certificates in different
+	// ways apart: what they ask, and whose they take. Empty: none are asked for.
+	ClientAuth string
 	// PreAuth limits are taken by address prefix before anything else.
 	PreAuth []*ratelimit.Rule
 }
@@ -173,6 +176,12 @@ type listener struct {
 	router  *router
 
 	clientCert bool
+	clientAuth string
+	strictSNI  bool // the host asked for must be the one that the connection was made to
+
+	// foreign are hosts that this listener has no routes for by name, but one
+	// that asks for client certificates in another way has.
+	foreign map[string]bool
 }
 
 // ID is the snapshot's id.
@@ -341,8 +350,9 @@ func (s *Snapshot) addListeners(c SnapshotConfig) (errs []error) {
 			errs = append(errs, fmt.Errorf("listener %q: %w", l.Name, err))
 			continue
 		}
-		s.listeners[l.Name] = &listener{name: l.Name, trusted: slices.Clone(l.Trusted), preAuth: l.PreAuth, router: rt, clientCert: l.ClientCert}
+		s.listeners[l.Name] = &listener{name: l.Name, trusted: slices.Clone(l.Trusted), preAuth: l.PreAuth, router: rt, clientCert: l.ClientCert, clientAuth: l.ClientAuth, strictSNI: l.ClientAuth != ""}
 	}
+	s.findForeign()
 	for _, r := range c.Routes {
 		for _, name := range r.Listeners {
 			if s.listeners[name] == nil {
@@ -351,6 +361,25 @@ func (s *Snapshot) addListeners(c SnapshotConfig) (errs []error) {
 		}
 	}
 	return errs
+}
+
+// findForeign tells each listener which hosts belong to others.
+func (s *Snapshot) findForeign() {
+	for _, l := range s.listeners {
+		for _, other := range s.listeners {
+			if other.clientAuth == l.clientAuth {
+				continue
+			}
+			for host := range other.router.hosts {
+				if l.router.hosts[host] == nil {
+					if l.foreign == nil {
+						l.foreign = map[string]bool{}
+					}
+					l.foreign[host] = true
+				}
+			}
+		}
+	}
 }
 
 // nowhere is the listener of an exchange whose listener the snapshot does not

@@ -64,6 +64,29 @@ func (x *exchange) accepted() bool {
 	return true
 }
 
+// connected refuses a request whose connection would not be made any more: the
+// client's certificate has expired or been revoked, its authority is not
+// trusted any longer, or one is demanded now. The connection ends with it.
+func (x *exchange) connected() bool {
+	x.phase = phaseConnect
+	t := x.req.TLS
+	if t == nil {
+		return true
+	}
+	if t.Still != nil {
+		if why := reason.Reason(t.Still(x.start)); why != "" {
+			x.hangUp = true
+			return x.fail(why)
+		}
+	}
+	// The client shares a connection between hosts (RFC 9110 section 15.5.20):
+	// its certificate was shown to another one, or would be asked for elsewhere.
+	if x.lis.strictSNI && t.SNI != "" && t.SNI != x.req.Host || x.lis.foreign[x.req.Host] {
+		return x.fail(reason.MisdirectedRequest)
+	}
+	return true
+}
+
 // preAuthLimits counts by address prefix, before anything costs anything.
 func (x *exchange) preAuthLimits() bool {
 	x.phase = phaseLimit
@@ -288,6 +311,9 @@ func (x *exchange) authenticated(p *authn.Principal) {
 	r.Authn = record.Authn{
 		Method: p.Method, Issuer: p.Issuer, Client: p.Client, Roles: p.Roles,
 		ACR: p.ACR, AMR: p.AMR, KID: p.KID, Alg: p.Alg, Bound: p.Confirm.Bound(), Outcome: outcomeOK,
+	}
+	if p.Method == authn.MethodMTLS {
+		r.Authn.Bound = authn.BoundMTLS // to the connection, by itself
 	}
 	if !p.IssuedAt.IsZero() {
 		r.Authn.AgeS = max(int64(x.start.Sub(p.IssuedAt)/time.Second), 0)

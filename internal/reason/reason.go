@@ -27,6 +27,7 @@ const (
 	NoRoute             Reason = "no_route"
 	MethodNotAllowed    Reason = "method_not_allowed"
 	UpgradeRefused      Reason = "upgrade_refused"
+	MisdirectedRequest  Reason = "misdirected_request"
 )
 
 // Why nobody, or nobody trusted, stands behind the request.
@@ -208,7 +209,7 @@ func (r Reason) Folds() bool {
 	switch r {
 	case TLSHandshake, TLSVersion, TLSNoClientCert, TLSBadClientCert,
 		MalformedRequest, AmbiguousFraming, BadPath, BadHost, HeaderTooLarge, UnsupportedProtocol,
-		TimeoutReading, NoRoute, MethodNotAllowed, BodyTooLarge,
+		TimeoutReading, NoRoute, MethodNotAllowed, MisdirectedRequest, BodyTooLarge,
 		ShuttingDown, Draining:
 		return true
 	case BindingRequired, BindingMismatch, StepupRequired, // the credential itself is good

@@ -8,7 +8,7 @@ import (
 
 // spec is the closed list as spec/record.md has it, by origin.
 var spec = []struct{ origin, names string }{
-	{"client", "malformed_request ambiguous_framing bad_path bad_host header_too_large body_too_large unsupported_protocol tls_handshake tls_version tls_no_client_cert tls_bad_client_cert timeout_reading client_aborted no_route method_not_allowed upgrade_refused"},
+	{"client", "malformed_request ambiguous_framing bad_path bad_host header_too_large body_too_large unsupported_protocol tls_handshake tls_version tls_no_client_cert tls_bad_client_cert timeout_reading client_aborted no_route method_not_allowed upgrade_refused misdirected_request"},
 	{"identity", "no_credential two_credentials token_malformed token_algorithm token_key_unknown token_signature token_expired token_not_yet token_lifetime_exceeded token_too_old token_audience token_issuer token_type token_replayed token_reuse_detected token_revoked token_inactive binding_required binding_mismatch dpop_proof dpop_nonce key_unknown key_expired key_revoked session_expired stepup_required issuer_unavailable"},
 	{"policy", "denied_by_policy denied_by_default policy_error scope_missing policy_unavailable"},
 	{"limit", "rate_limited concurrency_limited connection_limited quota_exceeded limiter_unavailable overloaded"},
@@ -150,7 +150,7 @@ func TestFolds(t *testing.T) {
 	yes := strings.Fields(`
 		malformed_request ambiguous_framing bad_path bad_host header_too_large unsupported_protocol
 		tls_handshake tls_version tls_no_client_cert tls_bad_client_cert
-		timeout_reading connection_limited no_route method_not_allowed body_too_large
+		timeout_reading connection_limited no_route method_not_allowed misdirected_request body_too_large
 		rate_limited concurrency_limited quota_exceeded limiter_unavailable overloaded
 		no_credential two_credentials token_malformed token_algorithm token_key_unknown token_signature token_expired
 		token_not_yet token_lifetime_exceeded token_too_old token_audience token_issuer token_type

@@ -48,6 +48,7 @@ var list = []entry{
 	{NoRoute, 404, OriginClient, textNotFound},
 	{MethodNotAllowed, 405, OriginClient, textMethod},
 	{UpgradeRefused, 400, OriginClient, textUpgrade},
+	{MisdirectedRequest, 421, OriginClient, textNotFound},
 
 	{NoCredential, 401, OriginIdentity, textAuthRequired},
 	{TwoCredentials, 400, OriginIdentity, textAuthFailed},

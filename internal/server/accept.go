@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/gatebook/gatebook/internal/book/record"
 	"github.com/gatebook/gatebook/internal/gate"
+	"github.com/gatebook/gatebook/internal/gate/canon"
 	"github.com/gatebook/gatebook/internal/obs"
 	"github.com/gatebook/gatebook/internal/reason"
 )
@@ -392,6 +394,8 @@ type helloConn struct {
 	net.Conn
 	keep bool // owned by the handshake, false after it
 	sent []byte
+
+	standing *standing // set in the handshake
 }
 
 func (c *helloConn) Read(p []byte) (int, error) {
@@ -436,6 +440,7 @@ func (l *line) secure(raw net.Conn, f *gate.ConnFacts) {
 	_ = raw.SetDeadline(time.Time{})
 	state := conn.ConnectionState()
 	f.TLS = &state
+	l.know(f, seen.standing)
 	switch {
 	case state.NegotiatedProtocol != "h2":
 		l.letGo(raw)
@@ -449,6 +454,13 @@ func (l *line) secure(raw net.Conn, f *gate.ConnFacts) {
 		l.letGo(raw)
 		l.in2.give(l.engine.H2Conn(conn, f))
 	}
+}
+
+// know tells the exchanges of a connection who its client is.
+func (l *line) know(f *gate.ConnFacts, s *standing) {
+	f.Seen = canon.FromTLS(f.TLS)
+	l.gate.Certificate(f.Seen, s.good.Load().chain)
+	f.Seen.Still = s.still
 }
 
 // goodForH2 reports the suites of TLS 1.2 that HTTP/2 may use (RFC 9113
@@ -477,6 +489,9 @@ func (l *line) handshakeFailed(raw net.Conn, f *gate.ConnFacts, sent []byte, err
 	l.table.failed.Add(1)
 	what := gate.Refusal{Kind: record.KindHandshake}
 	what.Reason, what.Phase = judgeHandshake(f.OfferedVersions, sent, err)
+	if bad, ok := errors.AsType[*clientCertError](err); ok {
+		f.Claimed = bad.claimed
+	}
 	switch {
 	case what.Phase == phaseHTTP:
 		what.Status = http.StatusBadRequest
@@ -494,6 +509,9 @@ const httpOnTLS = "HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain; charset
 
 func judgeHandshake(offered []uint16, sent []byte, err error) (reason.Reason, string) {
 	var op *net.OpError
+	if bad, ok := errors.AsType[*clientCertError](err); ok {
+		return bad.reason, bad.phase
+	}
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return reason.TimeoutReading, phaseHandshake
@@ -507,9 +525,17 @@ func judgeHandshake(offered []uint16, sent []byte, err error) (reason.Reason, st
 		return reason.TLSHandshake, phaseHello
 	case errors.As(err, &op) && op.Op == "remote error":
 		return reason.TLSHandshake, phaseAlert
+	case err.Error() == noClientCert:
+		return reason.TLSNoClientCert, certAbsent
+	case strings.Contains(err.Error(), "client certificate"), strings.Contains(err.Error(), "client sent certificate"):
+		return reason.TLSBadClientCert, certUnproven
 	}
 	return reason.TLSHandshake, phaseNegotiate
 }
+
+// noClientCert is what crypto/tls says of a client without the certificate that
+// it was asked for. It has no type; a test notices if the words change.
+const noClientCert = "tls: client didn't provide a certificate"
 
 // looksLikeHTTP reports a method and a space, or the preface of HTTP/2.
 func looksLikeHTTP(b []byte) bool {

@@ -300,6 +300,7 @@ func redactConfig(f *config.File, issuers map[string]*authn.JWT, engine *authz.E
 	}
 	c.Names.Roles = append(c.Names.Roles, keepable(named.Roles)...)
 	slices.Sort(c.Names.Roles)
+	addMTLSNames(f, &c.Names)
 	c.Names.Roles = slices.Compact(c.Names.Roles)
 	c.Names.ACR, c.Names.AMR = keepable(named.ACR), keepable(named.AMR)
 	for _, i := range f.Issuers {
@@ -340,7 +341,7 @@ func (p *parts) buildSnapshot(f *config.File, b *book.Book) (*gate.Snapshot, err
 	}
 	for _, l := range f.Listen {
 		if !l.RedirectToHTTPS {
-			c.Listeners = append(c.Listeners, gate.Listener{Name: l.Name, Trusted: l.Trusted, ClientCert: l.ClientCert})
+			c.Listeners = append(c.Listeners, gate.Listener{Name: l.Name, Trusted: l.Trusted, ClientCert: l.ClientCert, ClientAuth: clientAuthOf(&l)})
 		}
 	}
 	limits := map[string]*ratelimit.Rule{}

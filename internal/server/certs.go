@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -34,15 +35,36 @@ type certStore struct {
 	seen []fileMark // mu; of the files of now
 }
 
+// tlsFiles is what the TLS of a listener is made of.
+type tlsFiles struct {
+	certs         []config.Certificate
+	clientCA, crl config.Path
+	auth          string // config.ClientAuth*; empty is off
+}
+
+func filesOf(t *config.TLS) tlsFiles {
+	return tlsFiles{t.Certificates, t.ClientCA, t.CRL, t.ClientAuth}
+}
+
+// asks reports whether clients are asked for certificates.
+func (f tlsFiles) asks() bool { return f.auth != "" && f.auth != config.ClientAuthOff }
+
 // certSet is what was read at one time. It is immutable.
 type certSet struct {
-	files  []config.Certificate
+	files  tlsFiles
 	config *tls.Config
+	trust  *clientTrust        // nil: clients are not asked for certificates
 	sums   [][sha256.Size]byte // of each file
 }
 
+// same reports whether two sets do the same.
+func (set *certSet) same(other *certSet) bool {
+	return slices.Equal(set.files.certs, other.files.certs) && set.files.auth == other.files.auth &&
+		set.files.clientCA == other.files.clientCA && set.files.crl == other.files.crl && slices.Equal(set.sums, other.sums)
+}
+
 // newCertStore reads the certificates and fails if they cannot be used.
-func newCertStore(what string, files []config.Certificate, protocols []string, log *slog.Logger) (*certStore, error) {
+func newCertStore(what string, files tlsFiles, protocols []string, log *slog.Logger) (*certStore, error) {
 	s := &certStore{what: what, protocols: protocols, log: log}
 	seen := marks(files)
 	set, err := s.read(files)
@@ -54,9 +76,9 @@ func newCertStore(what string, files []config.Certificate, protocols []string, l
 }
 
 // read reads every pair.
-func (s *certStore) read(files []config.Certificate) (*certSet, error) {
+func (s *certStore) read(files tlsFiles) (*certSet, error) {
 	set := &certSet{files: files, config: &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: s.protocols}}
-	for _, f := range files {
+	for _, f := range files.certs {
 		cert, err := os.ReadFile(string(f.Cert))
 		if err != nil {
 			return nil, err
@@ -72,20 +94,34 @@ func (s *certStore) read(files []config.Certificate) (*certSet, error) {
 		set.config.Certificates = append(set.config.Certificates, pair)
 		set.sums = append(set.sums, sha256.Sum256(cert), sha256.Sum256(key))
 	}
+	trust, content, err := readClientTrust(files)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range content {
+		set.sums = append(set.sums, sha256.Sum256(b))
+	}
+	if set.trust = trust; trust != nil {
+		trust.ask(set.config)
+	}
 	return set, nil
 }
 
-// check refuses certificates that no client would take now.
-func (set *certSet) check(now time.Time) error {
+// check refuses certificates that no client would take now, and revocation
+// lists that would take no client.
+func (set *certSet) check(now time.Time, inUse *certSet) error {
 	for i, pair := range set.config.Certificates {
 		switch {
 		case now.After(pair.Leaf.NotAfter):
-			return fmt.Errorf("%s expired on %s", set.files[i].Cert, day(pair.Leaf.NotAfter))
+			return fmt.Errorf("%s expired on %s", set.files.certs[i].Cert, day(pair.Leaf.NotAfter))
 		case now.Before(pair.Leaf.NotBefore):
-			return fmt.Errorf("%s is not valid before %s", set.files[i].Cert, day(pair.Leaf.NotBefore))
+			return fmt.Errorf("%s is not valid before %s", set.files.certs[i].Cert, day(pair.Leaf.NotBefore))
 		}
 	}
-	return nil
+	if set == inUse {
+		return nil // lists that have run out keep clients out, but not a new configuration
+	}
+	return set.trust.check(now, inUse.trust)
 }
 
 func day(t time.Time) string { return t.UTC().Format(time.RFC3339) }
@@ -99,13 +135,17 @@ func (s *certStore) use(set *certSet, seen []fileMark) {
 
 // prepare reads the files of a new configuration. The result is put in force by
 // calling it, which cannot fail.
-func (s *certStore) prepare(files []config.Certificate) (adopt func(), err error) {
+func (s *certStore) prepare(files tlsFiles) (adopt func(), err error) {
 	seen := marks(files)
 	set, err := s.read(files)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", s.what, err)
 	}
-	if err := set.check(time.Now()); err != nil {
+	was := s.now.Load()
+	if set.same(was) {
+		set = was // sessions and what was found of connections go on
+	}
+	if err := set.check(time.Now(), was); err != nil {
 		return nil, fmt.Errorf("%s: %w", s.what, err)
 	}
 	return func() {
@@ -115,9 +155,26 @@ func (s *certStore) prepare(files []config.Certificate) (adopt func(), err error
 	}, nil
 }
 
-// config implements tls.Config.GetConfigForClient.
-func (s *certStore) config(*tls.ClientHelloInfo) (*tls.Config, error) {
-	return s.now.Load().config, nil
+// config implements tls.Config.GetConfigForClient. What a client's certificate
+// is found to be goes to the connection, which must be a *helloConn.
+func (s *certStore) config(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	set := s.now.Load()
+	seen, ok := hello.Conn.(*helloConn)
+	switch {
+	case ok:
+		seen.standing = &standing{store: s}
+		seen.standing.good.Store(&verdict{trust: set.trust})
+	case set.trust != nil:
+		return nil, errors.New("a connection that cannot keep whom its certificate names")
+	}
+	if set.trust == nil {
+		return set.config, nil
+	}
+	c := set.config.Clone()
+	c.VerifyConnection = func(state tls.ConnectionState) error {
+		return seen.standing.judge(set.trust, state.PeerCertificates, time.Now())
+	}
+	return c, nil
 }
 
 // leaves are the certificates in use.
@@ -156,13 +213,13 @@ func (s *certStore) poll(now time.Time) {
 		return
 	}
 	set, err := s.read(was.files)
-	if err == nil && slices.Equal(set.sums, was.sums) {
+	if err == nil && set.same(was) {
 		s.seen = seen // touched, no more
 		s.wrong.Store(nil)
 		return
 	}
 	if err == nil {
-		err = set.check(now)
+		err = set.check(now, was)
 	}
 	if err != nil {
 		text := err.Error()
@@ -194,10 +251,15 @@ func markOf(name string) (m fileMark) {
 	return m
 }
 
-func marks(files []config.Certificate) []fileMark {
+func marks(files tlsFiles) []fileMark {
 	var out []fileMark
-	for _, f := range files {
+	for _, f := range files.certs {
 		out = append(out, markOf(string(f.Cert)), markOf(string(f.Key)))
+	}
+	for _, f := range []config.Path{files.clientCA, files.crl} {
+		if f != "" {
+			out = append(out, markOf(string(f)))
+		}
 	}
 	return out
 }
@@ -228,7 +290,7 @@ func (s *certStore) status(now time.Time) []CertificateStatus {
 	}
 	var out []CertificateStatus
 	for i, pair := range set.config.Certificates {
-		c := CertificateStatus{File: string(set.files[i].Cert), Names: slices.Clone(pair.Leaf.DNSNames), NotAfter: pair.Leaf.NotAfter.UTC(), State: stateOf(pair.Leaf, now), Wrong: wrong}
+		c := CertificateStatus{File: string(set.files.certs[i].Cert), Names: slices.Clone(pair.Leaf.DNSNames), NotAfter: pair.Leaf.NotAfter.UTC(), State: stateOf(pair.Leaf, now), Wrong: wrong}
 		for _, ip := range pair.Leaf.IPAddresses {
 			c.Names = append(c.Names, ip.String())
 		}
@@ -271,6 +333,11 @@ func (s *certStore) notes(now time.Time) (out []string) {
 			out = append(out, fmt.Sprintf("%s: the certificate expired on %s", s.what, day(c.NotAfter)))
 		case c.State == certExpiring:
 			out = append(out, fmt.Sprintf("%s: the certificate expires on %s", s.what, day(c.NotAfter)))
+		}
+	}
+	if trust := s.now.Load().trust; trust != nil {
+		for _, n := range trust.notes(now) {
+			out = append(out, s.what+": "+n)
 		}
 	}
 	return out

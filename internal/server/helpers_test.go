@@ -72,6 +72,7 @@ type houseConfig struct {
 	listener config.Listener
 	caps     func(*caps)
 	wait     bool
+	tls      func(*config.TLS) // changes what the listener's TLS is made of
 }
 
 func newHouse(t *testing.T, c houseConfig) *house {
@@ -88,6 +89,9 @@ func newHouse(t *testing.T, c houseConfig) *house {
 	c.listener.Name, c.listener.Address = "public", "127.0.0.1:0"
 	if c.listener.Plaintext == "" && !c.listener.RedirectToHTTPS {
 		c.listener.TLS = h.certificate()
+		if c.tls != nil {
+			c.tls(c.listener.TLS)
+		}
 	}
 	s := &Server{gate: h.gate, table: newConnTable(limits), log: slog.New(slog.DiscardHandler)}
 	var err error

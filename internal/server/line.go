@@ -62,7 +62,7 @@ func (s *Server) newLine(c *config.Listener) (*line, error) {
 	l.trusted.Store(&c.Trusted)
 	var err error
 	if c.TLS != nil {
-		if l.certs, err = newCertStore("listener "+c.Name, c.TLS.Certificates, []string{"h2", "http/1.1"}, s.log); err != nil {
+		if l.certs, err = newCertStore("listener "+c.Name, filesOf(c.TLS), []string{"h2", "http/1.1"}, s.log); err != nil {
 			return nil, err
 		}
 		l.tls = &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: l.certs.config}

@@ -260,7 +260,7 @@ func (s *Server) prepareCerts(f *config.File, next *prepared) error {
 		if l.certs == nil {
 			continue
 		}
-		adopt, err := l.certs.prepare(c.TLS.Certificates)
+		adopt, err := l.certs.prepare(filesOf(c.TLS))
 		if err != nil {
 			return err
 		}

@@ -65,7 +65,7 @@ func TestAdminLaw(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if law.authorities != nil {
+	if law.clients != nil {
 		t.Error("client certificates are taken without an authority")
 	}
 	if got := law.issuers(); !slices.Equal(got, []string{"corp", "batch"}) {
@@ -126,7 +126,7 @@ func TestCertStore(t *testing.T) {
 	day := 24 * time.Hour
 	pair(t, a, now.Add(-10*day), now.Add(80*day))
 	pair(t, b, now.Add(-10*day), now.Add(80*day))
-	s, err := newCertStore("listener x", []config.Certificate{a}, []string{"h2"}, slog.New(slog.DiscardHandler))
+	s, err := newCertStore("listener x", tlsFiles{certs: []config.Certificate{a}}, []string{"h2"}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,10 +169,10 @@ func TestCertStore(t *testing.T) {
 		t.Errorf("in two days it is %s", got)
 	}
 	// A configuration that names other files.
-	if _, err := s.prepare([]config.Certificate{at("none")}); err == nil {
+	if _, err := s.prepare(tlsFiles{certs: []config.Certificate{at("none")}}); err == nil {
 		t.Error("files that are not there")
 	}
-	adopt, err := s.prepare([]config.Certificate{b})
+	adopt, err := s.prepare(tlsFiles{certs: []config.Certificate{b}})
 	if err != nil {
 		t.Fatal(err)
 	}

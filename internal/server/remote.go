@@ -33,8 +33,8 @@ type remoteLine struct {
 
 // adminLaw says who holds which role. It is immutable.
 type adminLaw struct {
-	authorities *x509.CertPool // nil: no client certificates are taken
-	holders     map[admin.Role][]config.Holder
+	clients *clientTrust // nil: no client certificates are taken
+	holders map[admin.Role][]config.Holder
 }
 
 func newAdminLaw(c *config.Admin) (*adminLaw, error) {
@@ -48,7 +48,7 @@ func newAdminLaw(c *config.Admin) (*adminLaw, error) {
 		return law, nil
 	}
 	var err error
-	law.authorities, err = loadPool(string(c.TLS.ClientCA))
+	law.clients, _, err = readClientTrust(tlsFiles{clientCA: c.TLS.ClientCA, auth: config.ClientAuthOptional})
 	return law, err
 }
 
@@ -81,7 +81,7 @@ func (s *Server) newRemoteLine(c *config.Admin) (*remoteLine, error) {
 		return nil, err
 	}
 	r.law.Store(law)
-	if r.certs, err = newCertStore("listener "+adminListener, c.TLS.Certificates, []string{"http/1.1"}, s.log); err != nil {
+	if r.certs, err = newCertStore("listener "+adminListener, tlsFiles{certs: c.TLS.Certificates}, []string{"http/1.1"}, s.log); err != nil {
 		return nil, err
 	}
 	if r.socket, err = net.Listen("tcp", c.Address); err != nil {
@@ -96,7 +96,7 @@ func (r *remoteLine) prepare(f *config.File) (adopt func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	certs, err := r.certs.prepare(f.Admin.TLS.Certificates)
+	certs, err := r.certs.prepare(tlsFiles{certs: f.Admin.TLS.Certificates})
 	if err != nil {
 		return nil, err
 	}
@@ -115,8 +115,8 @@ func (r *remoteLine) terms() admin.Remote {
 func (r *remoteLine) handshake(*tls.ClientHelloInfo) (*tls.Config, error) {
 	c := r.certs.now.Load().config.Clone()
 	c.SessionTicketsDisabled = true
-	if law := r.law.Load(); law.authorities != nil {
-		c.ClientAuth, c.ClientCAs = tls.RequestClientCert, law.authorities
+	if law := r.law.Load(); law.clients != nil {
+		law.clients.ask(c)
 	}
 	return c, nil
 }
@@ -174,17 +174,11 @@ func (r *remoteLine) place(remote string) *admin.Caller {
 
 // certificate judges a chain and completes the caller with what it says.
 func (l *adminLaw) certificate(chain []*x509.Certificate, c *admin.Caller) ([]config.Holder, *admin.Refusal) {
-	if l.authorities == nil {
+	if l.clients == nil {
 		return nil, refusal(http.StatusUnauthorized, reason.TLSBadClientCert, "client certificates are not taken here")
 	}
-	between := x509.NewCertPool()
-	for _, cert := range chain[1:] {
-		between.AddCert(cert)
-	}
 	leaf := chain[0]
-	if _, err := leaf.Verify(x509.VerifyOptions{
-		Roots: l.authorities, Intermediates: between, CurrentTime: time.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}); err != nil {
+	if _, _, bad := l.clients.verify(chain, time.Now()); bad != nil {
 		return nil, refusal(http.StatusUnauthorized, reason.TLSBadClientCert, "the client certificate is not accepted")
 	}
 	var said []config.Holder

@@ -144,8 +144,11 @@ func addOnce(list []string, more ...string) []string {
 
 // describeAuthn says one way to say who is asking to people.
 func describeAuthn(a *config.Authn) string {
-	if a.Introspect != "" {
+	switch {
+	case a.Introspect != "":
 		return "introspect " + a.Introspect
+	case a.MTLS != nil:
+		return "mtls " + a.MTLS.Name
 	}
 	return "jwt " + a.JWT
 }

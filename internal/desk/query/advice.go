@@ -36,6 +36,7 @@ var advice = map[string]Advice{
 	"client_aborted":          {"the client went away before its answer was complete", "Nothing at the gate; look at upstream.ttfb_us if clients give up because answers take long."},
 	"no_route":                {"no route has this host and path", "Compare with the routes in \"gatebook check\"; the record shows the path's shape only, its text with --reveal."},
 	"method_not_allowed":      {"there is a route for the path, but not with this method", "Add the method to the route if it should be served."},
+	"misdirected_request":     {"the request came over a connection that was made for another host, whose client certificates are asked for in another way", "Clients that know status 421 try again on a connection of their own; others must not share connections between hosts."},
 	"upgrade_refused":         {"the client wanted another protocol than HTTP on this connection, which the route or the upstream does not give", doClient},
 	"no_credential":           {"the route asks who is there, and the request does not say", "Let the client send an access token (Authorization: Bearer)."},
 	"two_credentials":         {"the request has two different credentials, so it is not clear who is asking", doClient},

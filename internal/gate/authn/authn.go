@@ -23,7 +23,7 @@ var ErrNoCredential = errors.New("no credential for this authentication method")
 // shared between requests (the verification cache hands out the same one), so
 // nobody may write to it or to what it points at.
 type Principal struct {
-	Method  string // "jwt", "introspect"
+	Method  string // "jwt", "introspect" or MethodMTLS
 	Issuer  string // configured name of the issuer, never its URL
 	Subject string // unique only together with Issuer
 	Client  string // OAuth client id; empty if the token names none

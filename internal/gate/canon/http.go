@@ -26,9 +26,13 @@ func FromHTTP(r *http.Request) (*Request, error) {
 // and Segments is reused, so nobody may hold on to them. After an error the
 // connection facts (Method, Scheme, Proto, Remote, TLS) are set as far as they
 // could be read, so that the refusal can be recorded; the rest is empty.
-func (req *Request) ReadHTTP(r *http.Request) error {
+func (req *Request) ReadHTTP(r *http.Request) error { return req.ReadOver(nil, r) }
+
+// ReadOver is ReadHTTP for a connection whose TLS has been named before: all its
+// requests share t. If t or r.TLS is nil, it is as with ReadHTTP.
+func (req *Request) ReadOver(t *TLS, r *http.Request) error {
 	*req = Request{Fields: req.Fields[:0], Segments: req.Segments[:0], Scheme: "http"}
-	req.connection(r)
+	req.connection(t, r)
 	if err := req.read(r); err != nil {
 		req.Host, req.Authority, req.Path, req.Query, req.HasQuery = "", "", "", "", false
 		req.RawPath, req.Forms = "", 0
@@ -64,7 +68,7 @@ func (req *Request) read(r *http.Request) error {
 }
 
 // connection takes over what is known without parsing.
-func (req *Request) connection(r *http.Request) {
+func (req *Request) connection(t *TLS, r *http.Request) {
 	switch {
 	case r.ProtoMajor == 1 && r.ProtoMinor == 1:
 		req.Proto = "HTTP/1.1"
@@ -76,7 +80,9 @@ func (req *Request) connection(r *http.Request) {
 	}
 	if r.TLS != nil {
 		req.Scheme = "https"
-		req.TLS = FromTLS(r.TLS)
+		if req.TLS = t; t == nil {
+			req.TLS = FromTLS(r.TLS)
+		}
 	}
 }
 

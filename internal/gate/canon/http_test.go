@@ -243,9 +243,9 @@ func TestHTTP2(t *testing.T) {
 			if req.Proto != "HTTP/2" || req.Scheme != "https" || req.ContentLength != tc.r.ContentLength {
 				t.Errorf("%s: %+v", tc.name, req)
 			}
-			want := TLS{Version: "1.3", Cipher: "TLS_AES_128_GCM_SHA256", Group: "X25519MLKEM768", ALPN: "h2", SNI: "a.example", Resumed: true}
-			if !reflect.DeepEqual(*req.TLS, want) {
-				t.Errorf("%s: %+v", tc.name, *req.TLS)
+			want := &TLS{Version: "1.3", Cipher: "TLS_AES_128_GCM_SHA256", Group: "X25519MLKEM768", ALPN: "h2", SNI: "a.example", Resumed: true}
+			if !reflect.DeepEqual(req.TLS, want) {
+				t.Errorf("%s: %+v", tc.name, req.TLS)
 			}
 			continue
 		}

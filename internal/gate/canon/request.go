@@ -8,6 +8,8 @@ package canon
 import (
 	"crypto/x509"
 	"net/netip"
+	"sync/atomic"
+	"time"
 )
 
 // Field is one header field. Name is in lower case; Value has no leading or
@@ -69,7 +71,33 @@ type TLS struct {
 	// Client is the client's certificate and its chain as verified in the
 	// handshake, leaf first; nil if it showed none. Read only.
 	Client []*x509.Certificate
+	// ClientHash is the keyed hash of the certificate that records keep, and
+	// ClientSubject its subject as text. Empty if there is none.
+	ClientHash, ClientSubject string
+	// Still, if not nil, says what has become wrong with the client's side of
+	// the connection since the handshake: "", or TLSNoClientCert or
+	// TLSBadClientCert. It is asked before every request, by any goroutine.
+	Still func(now time.Time) (reason string)
+	// Memo keeps what an authenticator made of the certificate.
+	Memo Memo
 }
+
+// Memo is one slot for what is the same for all requests of a connection. Its
+// zero value is empty. It is safe for concurrent use.
+type Memo struct{ p atomic.Pointer[memo] }
+
+type memo struct{ by, value any }
+
+// Get returns what by has put there; nil if nothing, or somebody else did.
+func (m *Memo) Get(by any) any {
+	if have := m.p.Load(); have != nil && have.by == by {
+		return have.value
+	}
+	return nil
+}
+
+// Set puts a value there, instead of any other. by must be comparable.
+func (m *Memo) Set(by, value any) { m.p.Store(&memo{by, value}) }
 
 // Get returns the first value of the field name, which must be in lower case,
 // and how many fields of that name there are.
@@ -99,7 +127,7 @@ func (r *Request) ClientCertificate() *x509.Certificate {
 	return nil
 }
 
-// The reasons that an Error can carry; they equal those of package reason.
+// The reasons that an Error can carry, and those of TLS.Still; they equal those of package reason.
 const (
 	MalformedRequest    = "malformed_request"
 	AmbiguousFraming    = "ambiguous_framing"
@@ -107,6 +135,8 @@ const (
 	BadHost             = "bad_host"
 	HeaderTooLarge      = "header_too_large"
 	UnsupportedProtocol = "unsupported_protocol"
+	TLSNoClientCert     = "tls_no_client_cert"
+	TLSBadClientCert    = "tls_bad_client_cert"
 )
 
 // Error says why a request was refused. Detail is for the operator's log: it
