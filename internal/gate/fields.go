@@ -154,8 +154,13 @@ func (x *exchange) traceparent() string {
 func (x *exchange) requestFields() {
 	out := x.fields[:0]
 	for _, f := range x.req.Fields {
-		if canon.Reserved(f.Name) || hop(f.Name) || !x.route.PassCredential && x.credential(f.Name) {
+		if canon.Reserved(f.Name) || hop(f.Name) || x.identityField(f.Name) || !x.route.PassCredential && x.credential(f.Name) {
 			continue
+		}
+		if f.Name == "cookie" && mayBeOurs(f.Value) {
+			if f.Value = othersCookies(f.Value); f.Value == "" {
+				continue
+			}
 		}
 		out = append(out, f)
 	}
@@ -179,10 +184,45 @@ func (x *exchange) requestFields() {
 	x.fields = out
 }
 
-// credential reports the fields in which the route's methods find credentials.
-// A DPoP proof is worth something only with its token.
+// credential reports the fields in which credentials come, those of the route's
+// methods and the common ones, in any spelling that an upstream could take for
+// one of them.
 func (x *exchange) credential(name string) bool {
-	return name == "dpop" || slices.Contains(x.route.CredentialFields, name)
+	return canon.Credential(name) || slices.ContainsFunc(x.route.CredentialFields, func(f string) bool { return canon.SameField(f, name) })
+}
+
+// identityField reports a field that only Identity sets, on whichever route.
+func (x *exchange) identityField(name string) bool {
+	return slices.ContainsFunc(x.snap.identities, func(f string) bool { return canon.SameField(f, name) })
+}
+
+// cookieWord is in the name of every cookie of the gate.
+const cookieWord = "gatebook"
+
+// mayBeOurs is quick, and right about cookies that are not ours.
+func mayBeOurs(cookies string) bool {
+	for i := 0; i+len(cookieWord) <= len(cookies); i++ {
+		if cookies[i]|0x20 == 'g' && strings.EqualFold(cookies[i:i+len(cookieWord)], cookieWord) {
+			return true
+		}
+	}
+	return false
+}
+
+// othersCookies leaves out the cookies whose name, behind __Host- or __Secure-,
+// begins with cookieWord: they speak to the gate, and whoever has one is its
+// bearer. Not even pass_credential hands them on.
+func othersCookies(cookies string) string {
+	var kept []string
+	for c := range strings.SplitSeq(cookies, ";") {
+		c = strings.Trim(c, " \t")
+		name, _, _ := strings.Cut(c, "=")
+		name = strings.TrimPrefix(strings.TrimPrefix(strings.ToLower(strings.Trim(name, " \t")), "__host-"), "__secure-")
+		if c != "" && !strings.HasPrefix(name, cookieWord) {
+			kept = append(kept, c)
+		}
+	}
+	return strings.Join(kept, "; ")
 }
 
 // forwardedFor is the believed chain with the peer appended.

@@ -28,6 +28,12 @@ func (x *exchange) forward() {
 		x.body = &requestBody{src: x.ex.Body(), limit: x.route.MaxBody}
 		x.out.Body = x.body
 	}
+	if x.route.Identity != nil {
+		if !x.prove() {
+			return
+		}
+		x.out.Fields = x.fields
+	}
 	x.rec.Upstream.Name = x.route.UpstreamName
 	resp, err := x.route.Upstream.RoundTrip(x.ctx, &x.out)
 	if err != nil {

@@ -70,7 +70,9 @@ type Route struct {
 	// methods look for credentials; "authorization" is always one. Two
 	// different values among them are refused, and they are not forwarded.
 	CredentialFields []string
-	PassCredential   bool // forward them all the same
+	PassCredential   bool // forward them, and what canon.Credential names, all the same
+	// Identity is what the upstream gets to know for certain; nil: nothing.
+	Identity *Identity
 	// Challenge goes into WWW-Authenticate; see Challenge.
 	Challenge Challenge
 
@@ -164,6 +166,8 @@ type Snapshot struct {
 
 	acceptIDs bool
 
+	identities []string // fields of all identities: nobody's but ours go on
+
 	recordBits4, recordBits6 int
 	limitBits4, limitBits6   int
 }
@@ -248,6 +252,9 @@ func (s *Snapshot) addRoutes(routes []*Route) (errs []error) {
 		for _, m := range r.Methods {
 			s.methods[m] = true
 		}
+		if id := r.Identity; id != nil && !slices.Contains(s.identities, id.Field) {
+			s.identities = append(s.identities, id.Field)
+		}
 	}
 	return errs
 }
@@ -287,6 +294,11 @@ func (r *Route) check() error {
 	}
 	if r.Public && len(r.Demands) > 0 {
 		add("a public route cannot demand anything of a caller")
+	}
+	if r.Identity != nil {
+		if err := r.Identity.check(); err != nil {
+			errs = append(errs, err)
+		}
 	}
 	if r.MaxBody < 0 {
 		add("negative body limit")

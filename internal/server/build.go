@@ -34,6 +34,7 @@ type parts struct {
 	tried    *authz.ShadowCounts
 	rules    *redact.Rules
 	snapshot *gate.Snapshot
+	identity *gate.IdentityKeys // nil: no upstream gets a signed identity
 
 	introspectors map[string]*authn.Introspector
 	guards        *guards
@@ -88,6 +89,9 @@ func build(f *config.File, b *book.Book, g *guards, log *slog.Logger, prev *part
 		if err := p.addPool(f, name, &u, prev, log); err != nil {
 			errs = append(errs, fmt.Errorf("upstream %q: %w", name, err))
 		}
+	}
+	if err := p.addIdentityKeys(f, prev, log); err != nil {
+		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
@@ -295,6 +299,9 @@ func redactConfig(f *config.File, issuers map[string]*authn.JWT, engine *authz.E
 		c.Names.Routes, c.Names.Templates = append(c.Names.Routes, r.Name), append(c.Names.Templates, r.Path)
 		c.Names.Hosts, c.Names.SNI = append(c.Names.Hosts, r.Host), append(c.Names.SNI, r.Host)
 	}
+	for _, w := range identityPlaces(f) {
+		c.Names.Routes, c.Names.Templates = append(c.Names.Routes, w.name), append(c.Names.Templates, identityPath)
+	}
 	for role := range f.Roles {
 		c.Names.Roles = append(c.Names.Roles, role)
 	}
@@ -360,7 +367,7 @@ func (p *parts) buildSnapshot(f *config.File, b *book.Book) (*gate.Snapshot, err
 		r.Challenge.ResourceMetadata = at[f.Routes[i].Resource]
 		c.Routes = append(c.Routes, r)
 	}
-	c.Routes = append(c.Routes, metadata...)
+	c.Routes = append(append(c.Routes, metadata...), p.identityRoutes(f)...)
 	return gate.NewSnapshot(c)
 }
 
@@ -371,7 +378,7 @@ func (p *parts) buildRoute(f *config.File, r *config.Route, limits map[string]*r
 		Upstream: p.pools[r.Upstream], UpstreamName: r.Upstream,
 		MaxBody: int64(r.MaxBody), Audit: auditOf(r.Audit, r.Record.Phases),
 		RecordHeaders: lower(r.Record.Headers), RecordClaims: r.Record.Claims,
-		ObserveForms: r.PathRules.Strict == config.StrictObserve,
+		ObserveForms: r.PathRules.Strict == config.StrictObserve, PassCredential: r.PassCredential, Identity: p.identityOf(f, r),
 	}
 	if named := p.engine.Named(); !r.Public {
 		out.RecordScopes, out.RecordAge = named.Scopes, named.Age

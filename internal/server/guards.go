@@ -28,6 +28,7 @@ import (
 // was used once, what was revoked, and what is told of tokens that are used by
 // several.
 type guards struct {
+	state   *kv.Local // beside the book
 	slots   *authn.Slots
 	revoked *authn.Revocations
 	proofs  *authn.ReplaySet // of this node
@@ -50,7 +51,7 @@ const replayTable, replayBegun = "replay", "begun"
 
 // openGuards reads what was kept of before.
 func openGuards(ctx context.Context, f *config.File, b *book.Book, state *kv.Local, log *slog.Logger) (_ *guards, err error) {
-	g := &guards{slots: authn.NewSlots(0), revoked: authn.NewRevocations(state, nil), alerts: make(chan authn.ReuseAlert, maxAlerts)}
+	g := &guards{state: state, slots: authn.NewSlots(0), revoked: authn.NewRevocations(state, nil), alerts: make(chan authn.ReuseAlert, maxAlerts)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.close())

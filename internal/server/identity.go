@@ -1,13 +1,20 @@
 package server
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/gatebook/gatebook/internal/book/redact"
 	"github.com/gatebook/gatebook/internal/config"
 	"github.com/gatebook/gatebook/internal/gate"
 	"github.com/gatebook/gatebook/internal/gate/authn"
+	"github.com/gatebook/gatebook/internal/kv"
 )
 
 // buildIdentity gives a route its ways to say who is asking, in the order of
@@ -63,4 +70,112 @@ func addMTLSNames(f *config.File, names *redact.Names) {
 		}
 	}
 	slices.Sort(names.Roles)
+}
+
+// identityPath is where the keys of signed identities are published.
+const identityPath = "/.well-known/gatebook-identity-jwks.json"
+
+// identityTable and identityKey are where the keys are kept.
+const identityTable, identityKey = "identity", "keys"
+
+// identityStore keeps the keys of signed identities in the state beside the
+// book.
+type identityStore struct{ state *kv.Local }
+
+// Load implements gate.IdentityStore.
+func (s identityStore) Load(ctx context.Context) ([]byte, error) {
+	b, err := s.state.Get(ctx, identityTable, identityKey)
+	if errors.Is(err, kv.ErrNotFound) {
+		return nil, nil
+	}
+	return b, err
+}
+
+// Save implements gate.IdentityStore.
+func (s identityStore) Save(ctx context.Context, keys []byte) error {
+	return s.state.Put(ctx, identityTable, identityKey, keys, time.Time{})
+}
+
+// identityConfig is what a route's upstream gets; nil if nothing.
+func identityConfig(f *config.File, r *config.Route) *config.IdentityJWT {
+	id := r.Identity
+	if id == nil {
+		id = f.Upstreams[r.Upstream].Identity
+	}
+	if id == nil {
+		return nil
+	}
+	return id.JWT
+}
+
+func signedFor(f *config.File, r *config.Route) bool { return identityConfig(f, r) != nil }
+
+// signsIdentity reports whether any route's upstream gets a signed identity.
+func signsIdentity(f *config.File) bool {
+	return slices.ContainsFunc(f.Routes, func(r config.Route) bool { return signedFor(f, &r) })
+}
+
+// addIdentityKeys takes over the keys, or makes or loads them if they are needed.
+func (p *parts) addIdentityKeys(f *config.File, prev *parts, log *slog.Logger) (err error) {
+	if !signsIdentity(f) {
+		return nil
+	}
+	if p.identity = prev.identity; p.identity == nil {
+		p.identity, err = gate.NewIdentityKeys(context.Background(), identityStore{p.guards.state}, f.Identity.Rotate.Std(), nil, log)
+	}
+	return err
+}
+
+func (p *parts) identityOf(f *config.File, r *config.Route) *gate.Identity {
+	c := identityConfig(f, r)
+	if c == nil {
+		return nil
+	}
+	return &gate.Identity{
+		Field: strings.ToLower(c.Header), Issuer: f.Identity.Issuer, Audience: c.Audience,
+		Lifetime: c.Lifetime.Std(), BodyDigest: int64(c.BodyDigest), Keys: p.identity,
+	}
+}
+
+// identityPlace is where the key set is served.
+type identityPlace struct {
+	name, host string
+	listeners  []string
+}
+
+// identityPlaces are every host of the routes, since a route with a host takes
+// precedence over one without, and any other; none if nobody gets a signed
+// identity.
+func identityPlaces(f *config.File) (places []identityPlace) {
+	if !signsIdentity(f) {
+		return nil
+	}
+	listeners := map[string][]string{}
+	for i := range f.Routes {
+		r := &f.Routes[i]
+		listeners[r.Host] = addOnce(listeners[r.Host], r.Listeners...)
+	}
+	for _, l := range f.Listen {
+		if !l.RedirectToHTTPS {
+			listeners[""] = addOnce(listeners[""], l.Name)
+		}
+	}
+	for _, host := range slices.Sorted(maps.Keys(listeners)) {
+		name := config.ReservedRoutes + "identity-keys"
+		if n := len(places); n > 0 {
+			name = fmt.Sprintf("%s.%d", name, n+1)
+		}
+		places = append(places, identityPlace{name, host, listeners[host]})
+	}
+	return places
+}
+
+// identityRoutes are those that serve the key set.
+func (p *parts) identityRoutes(f *config.File) (routes []*gate.Route) {
+	for _, w := range identityPlaces(f) {
+		r := p.identity.Route(identityPath)
+		r.Name, r.Host, r.Listeners = w.name, w.host, w.listeners
+		routes = append(routes, r)
+	}
+	return routes
 }

@@ -331,6 +331,12 @@ func givenUp(was, is *config.File) (warnings []string) {
 		if a.OneTime && !b.OneTime {
 			say(a.Name, "a token can be used more than once")
 		}
+		if !a.PassCredential && b.PassCredential {
+			say(a.Name, "it sends the caller's credentials on to the upstream")
+		}
+		if signedFor(was, a) && !signedFor(is, b) {
+			say(a.Name, "its upstream gets no signed identity any more")
+		}
 		if len(a.Limits) > 0 && len(b.Limits) == 0 {
 			say(a.Name, "it has no limits any more")
 		}
@@ -339,6 +345,26 @@ func givenUp(was, is *config.File) (warnings []string) {
 		}
 		if a.Audit.Intent == config.IntentAll && b.Audit.Intent != config.IntentAll {
 			say(a.Name, "not every request is noted before the upstream is called")
+		}
+	}
+	return append(warnings, lessClientAuth(was, is)...)
+}
+
+// lessClientAuth lists the listeners that ask clients for less than before.
+func lessClientAuth(was, is *config.File) (warnings []string) {
+	rank := []string{"", config.ClientAuthOff, config.ClientAuthOptional, config.ClientAuthRequired}
+	for i := range was.Listen {
+		a := &was.Listen[i]
+		at := slices.IndexFunc(is.Listen, func(l config.Listener) bool { return l.Name == a.Name })
+		if at < 0 || a.TLS == nil || is.Listen[at].TLS == nil {
+			continue
+		}
+		b := &is.Listen[at]
+		if slices.Index(rank, b.TLS.ClientAuth) < slices.Index(rank, a.TLS.ClientAuth) {
+			warnings = append(warnings, "listener "+a.Name+": client_auth is "+b.TLS.ClientAuth+" now, and was "+a.TLS.ClientAuth)
+		}
+		if a.TLS.CRL != "" && b.TLS.CRL == "" && b.TLS.ClientCA != "" {
+			warnings = append(warnings, "listener "+a.Name+": revoked client certificates are taken, since there is no crl any more")
 		}
 	}
 	return warnings
@@ -358,6 +384,9 @@ func (s *Server) adopt(was *current, next *prepared) error {
 	for _, do := range next.adopt {
 		do()
 	}
+	if k := next.parts.identity; k != nil {
+		k.SetRotation(next.file.Identity.Rotate.Std())
+	}
 	s.now.Store(&next.current)
 	s.retire(was, next.parts)
 	return nil
@@ -370,6 +399,9 @@ func (s *Server) startParts(p *parts) {
 	}
 	if p.shadow != nil {
 		s.startLoop("shadow policies", p.shadow, p.shadow.Run)
+	}
+	if p.identity != nil {
+		s.startLoop("identity keys", p.identity, p.identity.Run)
 	}
 	for name, pool := range p.pools {
 		s.startLoop("health checks of "+name, pool, pool.Run)
@@ -416,6 +448,9 @@ func (s *Server) retire(was *current, is *parts) {
 	}
 	if was.parts.shadow != nil && was.parts.shadow != is.shadow {
 		end = append(end, s.endLoop(was.parts.shadow))
+	}
+	if k := was.parts.identity; k != nil && is.identity != k {
+		end = append(end, s.endLoop(k))
 	}
 	if len(end) == 0 {
 		return

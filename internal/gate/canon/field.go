@@ -86,7 +86,7 @@ func Reserved(name string) bool {
 		return false
 	}
 	switch name[0] | 0x20 {
-	case 'x', 'f', 't', 'c', 'r':
+	case 'x', 'f', 't', 'c', 'r', 's', 'p':
 	default:
 		return false
 	}
@@ -95,21 +95,70 @@ func Reserved(name string) bool {
 		name = name[:len(buf)] // the longest name below is shorter; prefixes still match
 	}
 	for i := 0; i < len(name); i++ {
-		c := name[i]
-		switch {
-		case 'A' <= c && c <= 'Z':
-			c |= 0x20
-		case 'a' <= c && c <= 'z', '0' <= c && c <= '9':
-		default:
-			c = '-'
-		}
-		buf[i] = c
+		buf[i] = foldByte(name[i])
 	}
 	folded := string(buf[:len(name)])
 	return reservedNames[folded] || hasReservedPrefix(folded)
 }
 
+// foldByte makes alike what an upstream may take for the same in a name.
+func foldByte(c byte) byte {
+	switch {
+	case 'A' <= c && c <= 'Z':
+		return c | 0x20
+	case 'a' <= c && c <= 'z', '0' <= c && c <= '9':
+		return c
+	}
+	return '-'
+}
+
+// SameField reports whether an upstream could take two names for one: it does
+// not tell case or separators apart.
+func SameField(a, b string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := 0; i < len(a); i++ {
+		if foldByte(a[i]) != foldByte(b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// Credential reports whether name, in any spelling, is that of a field in which
+// clients send what proves who they are.
+func Credential(name string) bool {
+	if name == "" {
+		return false
+	}
+	var all []string
+	switch name[0] | 0x20 {
+	case 'a':
+		all = credentialsA
+	case 'd', 'p', 'x':
+		all = credentialsX
+	default:
+		return false
+	}
+	for _, n := range all {
+		if SameField(n, name) {
+			return true
+		}
+	}
+	return false
+}
+
+var (
+	credentialsA = []string{"authorization", "api-key", "apikey"}
+	credentialsX = []string{"dpop", "proxy-authorization", "x-api-key", "x-apikey", "x-authorization"}
+)
+
 func hasReservedPrefix(folded string) bool {
+	if strings.HasPrefix(folded, "x-ssl-client") || strings.HasPrefix(folded, "ssl-client") || strings.HasPrefix(folded, "x-client-cert") ||
+		strings.HasPrefix(folded, "x-amzn-mtls") {
+		return true // what some proxies say of a client certificate that they have seen
+	}
 	return strings.HasPrefix(folded, "x-gatebook") || strings.HasPrefix(folded, "x-forwarded") ||
 		strings.HasPrefix(folded, "x-original-")
 }
@@ -123,11 +172,15 @@ var reservedNames = map[string]bool{
 	"fastly-client-ip":         true,
 	"forwarded":                true, // RFC 7239
 	"forwarded-for":            true,
+	"proxy-authorization":      true, // in any other spelling
 	"remote-user":              true,
 	"traceparent":              true,
 	"tracestate":               true,
 	"true-client-ip":           true,
+	"x-arr-clientcert":         true,
+	"x-client-dn":              true,
 	"x-client-ip":              true,
+	"x-client-verify":          true,
 	"x-cluster-client-ip":      true,
 	"x-envoy-external-address": true,
 	"x-envoy-original-path":    true,
