@@ -58,7 +58,7 @@ func TestSignedIdentity(t *testing.T) {
 		if err != nil || resp.StatusCode != 200 || resp.Header.Get("Content-Type") != "application/jwk-set+json" {
 			t.Fatalf("%d %v %v", resp.StatusCode, resp.Header, err)
 		}
-		got := s.search(fmt.Sprintf("id == %q && route == \"gatebook.identity\"", resp.Header.Get("X-Request-Id")))
+		got := s.search(fmt.Sprintf("id == %q && route == \"gatebook.identity-keys\"", resp.Header.Get("X-Request-Id")))
 		if len(got) != 1 || got[0].Frame.Outcome != "success" || got[0].Frame.Op != "GET /.well-known/gatebook-identity-jwks.json" {
 			t.Errorf("records of it: %+v", got)
 		}
