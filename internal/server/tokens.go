@@ -117,6 +117,12 @@ func metadataRoutes(f *config.File) (routes []*gate.Route, at map[string]string,
 				all[n].Servers = addOnce(all[n].Servers, is)
 			}
 		}
+		if r.DPoP != "" {
+			all[n].DPoPAlgorithms = f.DPoP.Algorithms
+			if len(f.DPoP.Algorithms) == 0 {
+				all[n].DPoPAlgorithms = defaultProofAlgorithms()
+			}
+		}
 		all[n].Scopes = addOnce(all[n].Scopes, r.Scopes...)
 		listeners[n] = addOnce(listeners[n], r.Listeners...)
 	}
