@@ -398,6 +398,8 @@ func TestURIs(t *testing.T) {
 		"https://a/%2":               "",
 		"https://a/b c":              "",
 		"https://a\\b/":              "",
+		"https://../":                "",
+		"https://a..b/":              "",
 		"https://ä/":                 "",
 		"https://a/\x00":             "",
 		"https://[::1%25eth0]/":      "",
@@ -446,7 +448,7 @@ func FuzzProof(f *testing.F) {
 // FuzzURI: the normal form is its own normal form, and holds nothing that could
 // be taken for another path.
 func FuzzURI(f *testing.F) {
-	for _, s := range []string{"https://a", "http://[::1]:80/%2e%2E/x?y#z", "HTTPS://A.b.:443/a/./b/../c%7e%2f", "https://a/{b}|^`"} {
+	for _, s := range []string{"https://a", "http://[::1]:80/%2e%2E/x?y#z", "HTTPS://..", "HTTPS://A.b.:443/a/./b/../c%7e%2f", "https://a/{b}|^`"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

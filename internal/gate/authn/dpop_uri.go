@@ -89,7 +89,7 @@ func normalHost(s string) (string, bool) {
 		return "[" + a.String() + "]", true
 	}
 	s = strings.ToLower(strings.TrimSuffix(s, "."))
-	if s == "" || len(s) > 253 {
+	if s == "" || len(s) > 253 || s[0] == '.' || s[len(s)-1] == '.' || strings.Contains(s, "..") {
 		return "", false
 	}
 	for i := range len(s) {
