@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os/exec"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -179,5 +180,84 @@ policies: {dir: policies}
 	}
 	if said := s.stderr.String(); strings.Contains(said, tokenServerSecret) || strings.Contains(said, "Bearer") {
 		t.Errorf("the log tells a secret:\n%s", said)
+	}
+}
+
+// check --probe: what the issuers say, and whether a token from a file or from
+// standard input would be taken, never one from the command line.
+func TestCheckProbe(t *testing.T) {
+	env, err := jwtattack.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newSite(t, "http://127.0.0.1:1")
+	var issuer string
+	idp := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/.well-known/openid-configuration":
+			fmt.Fprintf(w, `{"issuer":%q,"jwks_uri":%q}`, issuer, issuer+"/keys")
+		case "/keys":
+			_, _ = w.Write(env.JWKS)
+		default:
+			http.NotFound(w, r)
+		}
+	}))
+	t.Cleanup(idp.Close)
+	issuer = idp.URL
+	config := func(audience string) string {
+		s.write("gatebook.yaml", fmt.Sprintf(`
+data: data
+node: gate-1
+origin: log.example.com/test
+keys: {wrapper: {file: keys}}
+listen:
+  - {name: public, address: %q, tls: {certificates: [{cert: tls/localhost.crt, key: tls/localhost.key}]}}
+issuers:
+  - {name: corp, issuer: %q, audiences: [%q], algorithms: [RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA]}
+upstreams:
+  app: {targets: ["http://127.0.0.1:1"]}
+routes:
+  - {name: all, path: "/", upstream: app, authn: [{jwt: corp}]}
+policies: {dir: policies}
+`, s.addr, issuer, audience))
+		return s.dir + "/gatebook.yaml"
+	}
+	sample := token(env, "ann", "clerk", func(c jwtattack.Object) jwtattack.Object { return c.Set("iss", fmt.Sprintf("%q", issuer)) })
+	s.write("sample.token", sample+"\n")
+	file := config(jwtattack.Audience)
+	if out := s.run(0, "check", "--probe", file); !strings.Contains(out, "issuer corp: 11 usable keys\n") {
+		t.Errorf("it says %s", out)
+	}
+	if out := s.run(0, "check", "--probe", "--token", s.dir+"/sample.token", file); !strings.Contains(out, "takes the sample token") {
+		t.Errorf("it says %s", out)
+	}
+	cmd := exec.Command("gatebook", "check", "--probe", "--json", "--token", "-", file)
+	cmd.Stdin = strings.NewReader("  " + sample)
+	out, err := cmd.Output()
+	var said struct {
+		OK      bool
+		Issuers []struct {
+			Name   string
+			Keys   int
+			Sample bool
+		}
+	}
+	if err != nil || json.Unmarshal(out, &said) != nil || !said.OK || len(said.Issuers) != 1 || !said.Issuers[0].Sample || said.Issuers[0].Keys != 11 {
+		t.Errorf("%v: %s", err, out)
+	}
+	file = config("https://other.example")
+	s.run(2, "check", "--probe", "--token", s.dir+"/sample.token", file)
+	if !strings.Contains(s.said, "gatebook.yaml:9:") || !strings.Contains(s.said, "token_audience") || !strings.Contains(s.said, jwtattack.Audience) {
+		t.Errorf("it says %s", s.said)
+	}
+	if strings.Contains(s.said, sample) {
+		t.Error("the token is printed")
+	}
+	s.run(2, "check", "--token", s.dir+"/sample.token", file)
+	s.run(2, "check", "--probe", "--token", s.dir+"/none", file)
+	idp.Close()
+	s.run(2, "check", "--probe", file)
+	if !strings.Contains(s.said, "issuer_unavailable") {
+		t.Errorf("it says %s", s.said)
 	}
 }

@@ -64,7 +64,7 @@ var advice = map[string]Advice{
 	"key_revoked":             {"the API key was revoked", "Issue a new one if its holder should still have access."},
 	"session_expired":         {"the browser session is over", "Let the person sign in again."},
 	"stepup_required":         {"the route demands a stronger or newer sign-in than the token shows", "Let the client ask the issuer for it (acr, max_age)."},
-	"issuer_unavailable":      {"the issuer's keys could not be had, so no token of it can be checked", "Look at the way to the issuer; \"gatebook status\" shows the last error."},
+	"issuer_unavailable":      {"the issuer could not be asked for its keys or about the token, so it cannot be checked", "Look at the way to the issuer and, for introspection, at client_id and secret; \"gatebook status\" shows the last error, \"gatebook check --probe\" what is wrong."},
 	"denied_by_policy":        {"a policy forbids it", "The policies named above decided. " + doPolicy},
 	"denied_by_default":       {"no policy and no role allows it", doPolicy},
 	"policy_error":            {"a policy could not be evaluated, which counts as a denial", "Look for \"policy error\" with this request id in the process log and mend the policy."},
