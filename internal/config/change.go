@@ -116,6 +116,9 @@ func (f *File) Sources() []string {
 		names = append(names, string(f.Admin.TLS.ClientCA))
 	}
 	names = append(names, pathsIn(reflect.ValueOf(&f.Points).Elem())...)
+	if f.TokenService != nil {
+		names = append(names, pathsIn(reflect.ValueOf(f.TokenService))...)
+	}
 	if f.Policies != nil {
 		names = append(names, pathsIn(reflect.ValueOf(f.Policies))...)
 	}

@@ -25,6 +25,7 @@ func Check(f *File) *Problems {
 	c.directories()
 	c.certificates()
 	c.authorities()
+	c.tokenClients()
 	c.policies()
 	c.secrets()
 	return c.problems()
@@ -176,6 +177,29 @@ func (c *checker) authorities() {
 		if t := c.f.Upstreams[name].TLS; t != nil {
 			c.authority("upstreams."+name+".tls.ca", t.CA)
 		}
+	}
+}
+
+// tokenClients looks at what the clients of the token service prove themselves
+// with.
+func (c *checker) tokenClients() {
+	if c.f.TokenService == nil {
+		return
+	}
+	for i := range c.f.TokenService.Clients {
+		cl, path := &c.f.TokenService.Clients[i], fmt.Sprintf("token_service.clients[%d]", i)
+		if s := cl.Secret; s != nil && s.File != "" {
+			if _, ok := c.read(path+".secret.file", s.File); ok {
+				c.private(path+".secret.file", s.File)
+				if _, err := cl.ClientSecret(); err != nil {
+					c.blame(path+".secret.file", s.File, "not a client secret ("+err.Error()+")", "write one line of printable characters")
+				}
+			}
+		}
+		if cl.Keys != nil && cl.Keys.File != "" {
+			c.keySet(path+".keys.file", cl.Keys.File)
+		}
+		c.authority(path+".own_certificates", cl.Own)
 	}
 }
 

@@ -21,31 +21,32 @@ import (
 //
 // A File is not changed after it was read and may be shared.
 type File struct {
-	Data      Path                `key:"data" default:"/var/lib/gatebook" doc:"Directory of the book: write-ahead log, segments, tree and state."`
-	Node      string              `key:"node" required:"true" form:"node" doc:"Name of this node, unique among the nodes that share an origin. It is part of the log's origin and of every record."`
-	Origin    string              `key:"origin" required:"true" form:"origin" doc:"Prefix of the log's name in checkpoints: a host name you own and a path, without scheme. The node and the key's digest are added to it."`
-	Keys      Keys                `key:"keys" doc:"Where the keys that protect the book are kept."`
-	Book      Book                `key:"book" doc:"How the book keeps records."`
-	Listen    []Listener          `key:"listen" required:"true" doc:"Addresses on which requests come in."`
-	Admin     Admin               `key:"admin" doc:"How commands reach the running server."`
-	Health    Health              `key:"health" doc:"Health, readiness and metrics: no authentication, nothing personal, not recorded."`
-	Issuers   []Issuer            `key:"issuers" doc:"Who may issue access tokens."`
-	Upstreams map[string]Upstream `key:"upstreams" names:"name" doc:"Services to which requests go, by name."`
-	Routes    []Route             `key:"routes" required:"true" doc:"What may be asked for. A request that no route matches is answered 404 and recorded."`
-	Roles     map[string]Role     `key:"roles" names:"label" doc:"Routes that the bearer of a role may use, by role. Written into policies; for conditions use policies."`
-	Policies  *Policies           `key:"policies" doc:"Cedar policies. Without an allowing policy or role every request is denied."`
-	Points    map[string]Point    `key:"decision_points" names:"name" doc:"Outside decision points that speak AuthZEN 1.0. What the policies allow, the point must allow too; without a clear answer in time the request is denied (policy_unavailable)."`
-	Limits    map[string]Limit    `key:"limits" names:"name" doc:"Rate limits, by the name that routes use."`
-	Redact    Redact              `key:"redact" doc:"What records keep beyond the fixed allow-list."`
-	Classes   map[string]Class    `key:"classes" names:"name" later:"retention of records by class" doc:"How long records are kept, by class."`
-	Detect    Later               `key:"detect" later:"detection rules and alerts" doc:"Rules that raise alerts."`
-	Sinks     Later               `key:"sinks" later:"delivery of records to outside systems" doc:"Outside systems that receive records."`
-	Reload    Reload              `key:"reload" doc:"When the file is read again besides SIGHUP and gatebook reload. Certificates are always read again when they change."`
-	RequestID RequestID           `key:"request_id" doc:"Request ids made by others."`
-	DPoP      DPoP                `key:"dpop" doc:"How proofs of possession (DPoP, RFC 9449) are judged on routes with dpop."`
-	Reuse     Reuse               `key:"token_reuse" doc:"When a token counts as used by several, by its id (jti)."`
-	Valkey    *Valkey             `key:"valkey" doc:"Valkey or Redis server (7.0 or newer, maxmemory-policy noeviction) through which nodes share what was used once. Unset: every node remembers for itself."`
-	Identity  Signer              `key:"identity" doc:"Who signs the identity that routes and upstreams with identity get."`
+	Data         Path                `key:"data" default:"/var/lib/gatebook" doc:"Directory of the book: write-ahead log, segments, tree and state."`
+	Node         string              `key:"node" required:"true" form:"node" doc:"Name of this node, unique among the nodes that share an origin. It is part of the log's origin and of every record."`
+	Origin       string              `key:"origin" required:"true" form:"origin" doc:"Prefix of the log's name in checkpoints: a host name you own and a path, without scheme. The node and the key's digest are added to it."`
+	Keys         Keys                `key:"keys" doc:"Where the keys that protect the book are kept."`
+	Book         Book                `key:"book" doc:"How the book keeps records."`
+	Listen       []Listener          `key:"listen" required:"true" doc:"Addresses on which requests come in."`
+	Admin        Admin               `key:"admin" doc:"How commands reach the running server."`
+	Health       Health              `key:"health" doc:"Health, readiness and metrics: no authentication, nothing personal, not recorded."`
+	Issuers      []Issuer            `key:"issuers" doc:"Who may issue access tokens."`
+	TokenService *TokenService       `key:"token_service" doc:"Built-in authorization server: tokens for machines, exchange of tokens for narrower ones. Unset: off."`
+	Upstreams    map[string]Upstream `key:"upstreams" names:"name" doc:"Services to which requests go, by name."`
+	Routes       []Route             `key:"routes" required:"true" doc:"What may be asked for. A request that no route matches is answered 404 and recorded."`
+	Roles        map[string]Role     `key:"roles" names:"label" doc:"Routes that the bearer of a role may use, by role. Written into policies; for conditions use policies."`
+	Policies     *Policies           `key:"policies" doc:"Cedar policies. Without an allowing policy or role every request is denied."`
+	Points       map[string]Point    `key:"decision_points" names:"name" doc:"Outside decision points that speak AuthZEN 1.0. What the policies allow, the point must allow too; without a clear answer in time the request is denied (policy_unavailable)."`
+	Limits       map[string]Limit    `key:"limits" names:"name" doc:"Rate limits, by the name that routes use."`
+	Redact       Redact              `key:"redact" doc:"What records keep beyond the fixed allow-list."`
+	Classes      map[string]Class    `key:"classes" names:"name" later:"retention of records by class" doc:"How long records are kept, by class."`
+	Detect       Later               `key:"detect" later:"detection rules and alerts" doc:"Rules that raise alerts."`
+	Sinks        Later               `key:"sinks" later:"delivery of records to outside systems" doc:"Outside systems that receive records."`
+	Reload       Reload              `key:"reload" doc:"When the file is read again besides SIGHUP and gatebook reload. Certificates are always read again when they change."`
+	RequestID    RequestID           `key:"request_id" doc:"Request ids made by others."`
+	DPoP         DPoP                `key:"dpop" doc:"How proofs of possession (DPoP, RFC 9449) are judged on routes with dpop."`
+	Reuse        Reuse               `key:"token_reuse" doc:"When a token counts as used by several, by its id (jti)."`
+	Valkey       *Valkey             `key:"valkey" doc:"Valkey or Redis server (7.0 or newer, maxmemory-policy noeviction) through which nodes share what was used once. Unset: every node remembers for itself."`
+	Identity     Signer              `key:"identity" doc:"Who signs the identity that routes and upstreams with identity get."`
 
 	source source
 }

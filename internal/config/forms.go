@@ -22,6 +22,8 @@ func forms(name string) form {
 	switch name {
 	case "text":
 		return form{"", checkText}
+	case "clientid":
+		return form{`^[!-9;-{}~]{1,128}$`, checkClientID}
 	case "name":
 		return form{`^[a-z0-9][a-z0-9_-]{0,62}$`, checkName}
 	case "label":

@@ -312,6 +312,7 @@ func TestSchemaPatterns(t *testing.T) {
 		"holder":         {"cn:Ada Lovelace", "dns:ops.example.com", "email:ada@example.com", "uri:spiffe://x/y", "role:corp:auditor", "sub:corp:a:b"},
 		"trustdomain":    {"example.org", "prod_1.example-2.org"},
 		"identityheader": {"X-Gatebook-Identity", "x-id"},
+		"clientid":       {"shop", "s6BhdRkqt3", "{x}"},
 	}
 	used := map[string]bool{}
 	for _, r := range allRows() {

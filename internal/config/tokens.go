@@ -189,6 +189,9 @@ func (f *File) Signed(issuer string) bool {
 			return true
 		}
 	}
+	if t := f.TokenService; t != nil && slices.ContainsFunc(f.Issuers, func(i Issuer) bool { return i.Name == issuer && i.Issuer == t.Issuer }) {
+		return true // its keys are in this process
+	}
 	for _, holders := range [][]string{f.Admin.Roles.Reader, f.Admin.Roles.Reveal, f.Admin.Roles.Operator, f.Admin.Roles.Privacy} {
 		for _, text := range holders {
 			if h := ParseHolder(text); h.OfToken() && h.Issuer == issuer {

@@ -35,6 +35,7 @@ func (d *decoder) validate(f *File) {
 	d.checkKeys(f)
 	d.checkListeners(f)
 	d.checkIssuers(f)
+	d.checkTokenService(f)
 	d.checkUpstreams(f)
 	d.checkRoutes(f)
 	d.checkMTLS(f)

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -35,6 +36,7 @@ type parts struct {
 	rules    *redact.Rules
 	snapshot *gate.Snapshot
 	identity *gate.IdentityKeys // nil: no upstream gets a signed identity
+	token    tokenParts
 
 	introspectors map[string]*authn.Introspector
 	guards        *guards
@@ -75,6 +77,9 @@ func build(f *config.File, b *book.Book, g *guards, log *slog.Logger, prev *part
 	if err := p.addPolicies(f, b, prev, log); err != nil {
 		errs = append(errs, err)
 	}
+	if err := p.addTokenState(f, prev, log); err != nil {
+		return nil, err
+	}
 	for i := range f.Issuers {
 		if err := p.addIssuer(f, &f.Issuers[i], prev, log); err != nil {
 			errs = append(errs, fmt.Errorf("issuer %q: %w", f.Issuers[i].Name, err))
@@ -96,8 +101,11 @@ func build(f *config.File, b *book.Book, g *guards, log *slog.Logger, prev *part
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
+	if err := p.addTokenService(f, b, prev, log); err != nil {
+		return nil, fmt.Errorf("token_service: %w", err)
+	}
 	var err error
-	if p.rules, err = redact.New(redactConfig(f, p.issuers, p.engine)); err != nil {
+	if p.rules, err = redact.New(p.withTokenNames(f, redactConfig(f, p.issuers, p.engine))); err != nil {
 		return nil, fmt.Errorf("redact: %w", err)
 	}
 	// The last thing that can fail: nothing decides before it can be looked up.
@@ -121,7 +129,8 @@ func (p *parts) addIssuer(f *config.File, c *config.Issuer, prev *parts, log *sl
 		Issuer string       `key:"issuer"`
 		JWKS   *config.JWKS `key:"jwks"`
 		CA     config.Path  `key:"ca"`
-	}{c.Issuer, c.JWKS, c.CA})
+		Own    bool         `key:"own"`
+	}{c.Issuer, c.JWKS, c.CA, p.ownKeys(f, c) != nil})
 	if err != nil {
 		return err
 	}
@@ -134,7 +143,8 @@ func (p *parts) addIssuer(f *config.File, c *config.Issuer, prev *parts, log *sl
 		p.issuers[c.Name] = was
 		return nil
 	}
-	j, err := buildIssuer(c, pass, p.cache, p.guards.slots, log)
+	own := p.ownKeys(f, c)
+	j, err := buildIssuer(c, pass, own, p.cache, p.guards.slots, log)
 	if err != nil {
 		return err
 	}
@@ -143,7 +153,7 @@ func (p *parts) addIssuer(f *config.File, c *config.Issuer, prev *parts, log *sl
 	} else if was != nil && j.ID() == was.ID() {
 		// The same rules with keys that others vouch for: what was found of
 		// tokens with the old keys must not be believed.
-		if j, err = buildIssuer(c, pass, authn.NewCache(0), p.guards.slots, log); err != nil {
+		if j, err = buildIssuer(c, pass, own, authn.NewCache(0), p.guards.slots, log); err != nil {
 			return err
 		}
 	}
@@ -180,8 +190,8 @@ func recordedClaims(f *config.File, issuer string) []string {
 	return slices.Compact(names)
 }
 
-func buildIssuer(c *config.Issuer, pass []string, cache *authn.Cache, slots *authn.Slots, log *slog.Logger) (*authn.JWT, error) {
-	keys := authn.KeySource{}
+func buildIssuer(c *config.Issuer, pass []string, own func(context.Context) ([]byte, error), cache *authn.Cache, slots *authn.Slots, log *slog.Logger) (*authn.JWT, error) {
+	keys := authn.KeySource{Own: own}
 	where := c.Issuer
 	if c.JWKS != nil {
 		keys.URL, keys.File = c.JWKS.URL, string(c.JWKS.File)
@@ -365,9 +375,11 @@ func (p *parts) buildSnapshot(f *config.File, b *book.Book) (*gate.Snapshot, err
 			return nil, err
 		}
 		r.Challenge.ResourceMetadata = at[f.Routes[i].Resource]
+		p.demandUnrevoked(&f.Routes[i], r)
 		c.Routes = append(c.Routes, r)
 	}
 	c.Routes = append(append(c.Routes, metadata...), p.identityRoutes(f)...)
+	c.Routes = append(c.Routes, p.tokenRoutesOf(f, limits)...)
 	return gate.NewSnapshot(c)
 }
 

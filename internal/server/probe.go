@@ -52,7 +52,7 @@ func (p *prober) issuer(ctx context.Context, i int) {
 	c, path := &p.f.Issuers[i], fmt.Sprintf("issuers[%d]", i)
 	out := Probed{Name: c.Name}
 	defer func() { p.out = append(p.out, out) }()
-	j, err := buildIssuer(c, nil, authn.NewCache(0), nil, slog.New(slog.DiscardHandler))
+	j, err := buildIssuer(c, nil, nil, authn.NewCache(0), nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		p.found.Add(path, err.Error(), "see docs/configure.md")
 		return
@@ -190,7 +190,7 @@ func (p *prober) trySample(ctx context.Context, j *authn.JWT, c *config.Issuer, 
 // sample would be taken.
 func (p *prober) presetsThatTake(ctx context.Context, c *config.Issuer) (names []string) {
 	for _, name := range config.Presets() {
-		j, err := buildIssuer(c.WithPreset(name), nil, authn.NewCache(0), nil, slog.New(slog.DiscardHandler))
+		j, err := buildIssuer(c.WithPreset(name), nil, nil, authn.NewCache(0), nil, slog.New(slog.DiscardHandler))
 		if err != nil {
 			continue
 		}

@@ -207,7 +207,7 @@ func (p *product) taken(t *testing.T, h *productHouse) {
 	t.Helper()
 	for _, preset := range config.Presets() {
 		c := (&config.Issuer{Name: "corp", Issuer: h.issuer, Audiences: []string{p.audience}, Skew: config.Duration(30 * time.Second)}).WithPreset(preset)
-		j, err := buildIssuer(c, nil, authn.NewCache(0), nil, slog.New(slog.DiscardHandler))
+		j, err := buildIssuer(c, nil, nil, authn.NewCache(0), nil, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/gatebook/gatebook/internal/desk/admin"
 
 	"github.com/gatebook/gatebook/internal/gate/authz"
+	"github.com/gatebook/gatebook/internal/token"
 )
 
 // Who asks for a reload when nobody calls.
@@ -377,6 +378,11 @@ func demandsBinding(r *config.Route) bool {
 // adopt makes the change: what comes from now on meets the new configuration,
 // what is under way ends with the old one.
 func (s *Server) adopt(was *current, next *prepared) error {
+	if t := next.file.TokenService; t != nil {
+		if err := next.parts.token.state.SetTerms(token.Terms{Algorithm: t.Algorithm, Rotate: t.RotateKeys.Std()}); err != nil {
+			return err
+		}
+	}
 	s.startParts(next.parts)
 	if _, err := s.gate.Swap(next.parts.snapshot); err != nil {
 		return err
@@ -402,6 +408,12 @@ func (s *Server) startParts(p *parts) {
 	}
 	if p.identity != nil {
 		s.startLoop("identity keys", p.identity, p.identity.Run)
+	}
+	for id, j := range p.token.clients {
+		s.startLoop("keys of client "+id, j, j.Run)
+	}
+	if p.token.state != nil {
+		s.startLoop("token service", p.token.state, p.token.state.Run)
 	}
 	for name, pool := range p.pools {
 		s.startLoop("health checks of "+name, pool, pool.Run)
@@ -434,6 +446,11 @@ func (s *Server) retire(was *current, is *parts) {
 	var end []func()
 	for _, j := range was.parts.issuers {
 		if !uses(is.issuers, j) {
+			end = append(end, s.endLoop(j))
+		}
+	}
+	for _, j := range was.parts.token.clients {
+		if !uses(is.token.clients, j) {
 			end = append(end, s.endLoop(j))
 		}
 	}

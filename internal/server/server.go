@@ -21,6 +21,8 @@ import (
 	"github.com/gatebook/gatebook/internal/config"
 	"github.com/gatebook/gatebook/internal/desk/admin"
 	"github.com/gatebook/gatebook/internal/gate"
+	"github.com/gatebook/gatebook/internal/gate/authn"
+	"github.com/gatebook/gatebook/internal/gate/authz"
 	"github.com/gatebook/gatebook/internal/gate/ratelimit"
 	"github.com/gatebook/gatebook/internal/kv"
 	"github.com/gatebook/gatebook/internal/obs"
@@ -92,7 +94,7 @@ func New(ctx context.Context, f *config.File, log *slog.Logger) (_ *Server, err 
 	if s.guards, err = openGuards(ctx, f, s.book, s.state, log); err != nil {
 		return nil, err
 	}
-	p, err := build(f, s.book, s.guards, log, nil)
+	p, err := build(f, s.book, s.guards, log, &parts{cache: authn.NewCache(0), tried: &authz.ShadowCounts{}, token: tokenParts{store: s.state}})
 	if err != nil {
 		return nil, err
 	}

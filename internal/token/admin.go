@@ -25,11 +25,11 @@ type Endpoint struct {
 // Endpoints are all paths of the service.
 func (s *Service) Endpoints() []Endpoint {
 	return []Endpoint{
-		{"token.issue", PathToken, "POST", maxBody, s.Token},
-		{"token.revoke", PathRevoke, "POST", maxBody, s.Revoke},
-		{"token.introspect", PathIntrospect, "POST", maxBody, s.Introspect},
-		{"token.jwks", PathJWKS, "GET", 1, s.JWKS},
-		{"token.metadata", PathMetadata, "GET", 1, s.Metadata},
+		{"token", PathToken, "POST", maxBody, s.Token},
+		{"token-revoke", PathRevoke, "POST", maxBody, s.Revoke},
+		{"token-introspect", PathIntrospect, "POST", maxBody, s.Introspect},
+		{"token-keys", PathJWKS, "GET", 1, s.JWKS},
+		{"token-metadata", PathMetadata, "GET", 1, s.Metadata},
 	}
 }
 
