@@ -262,3 +262,58 @@ func (s *site) tryRefresh(token string) (string, bool) {
 	}
 	return r.RefreshToken, true
 }
+
+// TestTokenCommands is what an operator does with the service, and what records
+// keep of that.
+func TestTokenCommands(t *testing.T) {
+	s := tokenSite(t)
+	s.start()
+	issued := strings.TrimSpace(s.command(0, "token", "issue", "shop", "--scope", "read"))
+	if s.use(issued) != 200 {
+		t.Errorf("%q does not do", issued)
+	}
+	s.command(3, "token", "issue", "nobody")
+	s.command(4, "token", "issue", "api")
+	s.command(4, "token", "issue", "shop", "--scope", "write")
+
+	fam := s.offline(issued)
+	list := s.command(0, "token", "families", "--client", "shop")
+	id, rest, _ := strings.Cut(strings.TrimSpace(list), " ")
+	if !strings.Contains(rest, "shop") || !strings.Contains(rest, "rotated 0 times") || strings.Contains(rest, "self shop") {
+		t.Errorf("%q", list)
+	}
+	if open := s.command(0, "token", "families", "--reveal"); !strings.Contains(open, id) || !strings.Contains(open, "self shop") {
+		t.Errorf("%q", open)
+	}
+	s.command(3, "token", "families", "--client", "nobody")
+	s.command(3, "token", "revoke-family", "nothing")
+	s.command(0, "token", "revoke-family", id)
+	if r := s.form("/oauth2/token", "grant_type", "refresh_token", "refresh_token", fam.RefreshToken); r.Error != "invalid_grant" || s.use(fam.AccessToken) != 401 {
+		t.Errorf("%+v", r)
+	}
+
+	// Keys: one that waits, one that signs at once; old tokens go on.
+	s.command(0, "token", "rotate-keys")
+	var key struct{ KID string }
+	if err := json.Unmarshal([]byte(s.command(0, "token", "rotate-keys", "--at-once", "--json")), &key); err != nil || key.KID == "" {
+		t.Fatal(err)
+	}
+	next := strings.TrimSpace(s.command(0, "token", "issue", "shop"))
+	if strings.Split(next, ".")[0] == strings.Split(issued, ".")[0] || s.use(issued) != 200 {
+		t.Error("the key was not changed, or the old one is gone")
+	}
+	if s.use(next) != 200 {
+		t.Error("the gate does not know the key that its own service signs with")
+	}
+	s.stop()
+	s.command(1, "token", "rotate-keys")
+	out := s.command(0, "count", "--by", `kind + " " + event.name + " " + event.cause`, `kind in ["admin", "key", "access"]`)
+	for _, want := range []string{"admin token_issue", "access token_families frames", "access token_families reveal", "admin token_revoke_family", "key token_rotate_keys scheduled", "key token_rotate_keys at_once"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no record of %q in\n%s", want, out)
+		}
+	}
+	if strings.Contains(s.command(0, "search", "--json", `kind == "admin"`), issued) {
+		t.Error("a record holds the token")
+	}
+}

@@ -13,7 +13,7 @@ func (a *app) tokenCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(a.tokenRevokeCommand())
+	c.AddCommand(append(a.tokenServiceCommands(), a.tokenRevokeCommand())...)
 	return c
 }
 

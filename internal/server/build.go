@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/gatebook/gatebook/internal/book"
 	"github.com/gatebook/gatebook/internal/book/record"
@@ -192,6 +193,9 @@ func recordedClaims(f *config.File, issuer string) []string {
 
 func buildIssuer(c *config.Issuer, pass []string, own func(context.Context) ([]byte, error), cache *authn.Cache, slots *authn.Slots, log *slog.Logger) (*authn.JWT, error) {
 	keys := authn.KeySource{Own: own}
+	if own != nil { // asking costs no request, and a new key may sign at once
+		keys.Refresh, keys.MinInterval = time.Second, 5*time.Millisecond
+	}
 	where := c.Issuer
 	if c.JWKS != nil {
 		keys.URL, keys.File = c.JWKS.URL, string(c.JWKS.File)

@@ -106,7 +106,7 @@ func New(ctx context.Context, f *config.File, log *slog.Logger) (_ *Server, err 
 	if err != nil {
 		return nil, err
 	}
-	s.admin = admin.New(admin.Config{Book: s.book, Logger: log, Status: func() any { return s.Status() }, Reload: s.reloadCall, Revoke: s.revokeCall, Calls: s.zenCalls(), Plain: obs.PlainWriter})
+	s.admin = admin.New(admin.Config{Book: s.book, Logger: log, Status: func() any { return s.Status() }, Reload: s.reloadCall, Revoke: s.revokeCall, Calls: append(s.zenCalls(), s.tokenCalls()...), Plain: obs.PlainWriter})
 	return s, s.listen(f)
 }
 

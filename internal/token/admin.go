@@ -115,3 +115,12 @@ func (s *State) RevokeFamily(ctx context.Context, id string) error {
 
 // FamilyHash is what records say of a family.
 func (s *Service) FamilyHash(id string) string { return s.hash(familyHash, id) }
+
+// Knows reports whether the configuration has a client.
+func (s *Service) Knows(client string) bool { return s.clients[client] != nil }
+
+// HasFamily reports whether there is a family.
+func (s *State) HasFamily(ctx context.Context, id string) (bool, error) {
+	f, err := s.family(ctx, id)
+	return f != nil, err
+}
