@@ -22,7 +22,7 @@ func (a *app) demoCommand() *cobra.Command {
 		Short: "Show a whole gate at work on this machine, with nothing to prepare",
 		Long: `Show a whole gate at work on this machine, with nothing to prepare: a TLS gate,
 an API behind it, an issuer with three people, policies, a limit and a book, all
-on loopback and in a temporary folder. Five scenes are played, their records
+on loopback and in a temporary folder. Six scenes are played, their records
 found, verified and proved, and two spoiled copies found out. Then the gate
 serves on, with command lines to paste, until Ctrl-C.
 

@@ -1,7 +1,7 @@
 // Package demo shows the product at work on one machine: a gate with a
 // certificate of its own, an orders API behind it, an issuer with three people,
 // policies, a limit and a book, all on loopback and in one folder. It plays
-// five scenes over real sockets, finds their records, verifies and proves them,
+// six scenes over real sockets, finds their records, verifies and proves them,
 // and shows that a changed copy and a cut copy are found out. The gate is
 // started from its configuration file as serve does it, and all reading is done
 // by the commands that people have.

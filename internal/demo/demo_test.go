@@ -41,7 +41,7 @@ func TestMakeFolder(t *testing.T) {
 // What the demo writes is what check accepts.
 func TestFolderIsAGoodConfiguration(t *testing.T) {
 	dir := folder(t.TempDir())
-	p := places{"127.0.0.1:0", "http://127.0.0.1:1", audience, "http://127.0.0.1:2", "http://127.0.0.1:3"}
+	p := places{"127.0.0.1:0", "https://127.0.0.1:4", "http://127.0.0.1:1", audience, "http://127.0.0.1:2", "http://127.0.0.1:3"}
 	if err := dir.write(p, time.Now()); err != nil {
 		t.Fatal(err)
 	}

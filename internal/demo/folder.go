@@ -37,6 +37,7 @@ const (
 	configFile = "gatebook.yaml"
 	certFile   = "tls/gate.crt"
 	keyFile    = "tls/gate.key"
+	secretFile = "demo-shop.secret"
 	vkeyFile   = "log.vkey"
 	logFile    = "gatebook.log"
 	proofFile  = "denied.tlog-proof"
@@ -68,7 +69,7 @@ func makeFolder(keep string) (folder, error) {
 
 // places are the addresses that the configuration names.
 type places struct {
-	Listen, Issuer, Audience, Orders, Reports string
+	Listen, Gate, Issuer, Audience, Orders, Reports string
 }
 
 // write makes the configuration, policies, their tests, the certificate and
@@ -91,7 +92,7 @@ func (d folder) write(p places, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	for name, data := range map[string][]byte{configFile: text.Bytes(), certFile: cert, keyFile: key} {
+	for name, data := range map[string][]byte{configFile: text.Bytes(), certFile: cert, keyFile: key, secretFile: []byte(rand.Text() + rand.Text() + "\n")} {
 		if err := os.WriteFile(d.path(name), data, 0o600); err != nil {
 			return err
 		}

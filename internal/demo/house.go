@@ -63,7 +63,11 @@ func openHouse(ctx context.Context, dir folder) (_ *house, err error) {
 	if err := h.openNeighbours(); err != nil {
 		return nil, err
 	}
-	p := places{Listen: "127.0.0.1:0", Issuer: h.issuer.url, Audience: audience, Orders: h.orders, Reports: h.reports()}
+	listen, err := freeAddress()
+	if err != nil {
+		return nil, err
+	}
+	p := places{Listen: listen, Gate: "https://" + listen, Issuer: h.issuer.url, Audience: audience, Orders: h.orders, Reports: h.reports()}
 	now := time.Now()
 	if err := dir.write(p, now); err != nil {
 		return nil, err
@@ -72,6 +76,16 @@ func openHouse(ctx context.Context, dir folder) (_ *house, err error) {
 		return nil, err
 	}
 	return h, h.openGate(ctx)
+}
+
+// freeAddress is one on loopback at which nothing listens now. The gate has to
+// know it before it listens: it is in the tokens that it issues.
+func freeAddress() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	return l.Addr().String(), l.Close()
 }
 
 // openNeighbours opens what is around the gate.
@@ -231,6 +245,10 @@ func (h *house) ask(ctx context.Context, c *http.Client, who person, method, pat
 		}
 		req.Header.Set("Authorization", "Bearer "+string(token))
 	}
+	return do(c, req)
+}
+
+func do(c *http.Client, req *http.Request) (reply, error) {
 	resp, err := c.Do(req)
 	if err != nil {
 		return reply{}, err
@@ -238,7 +256,7 @@ func (h *house) ask(ctx context.Context, c *http.Client, who person, method, pat
 	defer resp.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
 	if err != nil {
-		return reply{}, fmt.Errorf("%s %s: %w", method, path, err)
+		return reply{}, fmt.Errorf("%s %s: %w", req.Method, req.URL.Path, err)
 	}
 	return reply{resp.StatusCode, resp.Header.Get("X-Request-Id"), string(b)}, nil
 }

@@ -46,7 +46,7 @@ func (s *story) tell(ctx context.Context) error {
 	defer s.http.CloseIdleConnections()
 	s.introduce()
 	for _, step := range []func(context.Context) error{
-		s.allowed, s.deniedWrite, s.expired, s.throttled, s.upstreamDown, s.moreTraffic,
+		s.allowed, s.deniedWrite, s.expired, s.throttled, s.upstreamDown, s.exchanged, s.moreTraffic,
 		s.records, s.signed, s.verification, s.proof, s.copies, s.tampered, s.truncated,
 	} {
 		if err := step(ctx); err != nil {
