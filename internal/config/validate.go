@@ -87,6 +87,9 @@ func (d *decoder) listenerMode(l *Listener, path string) {
 	if l.ClientCert && len(l.Trusted) == 0 {
 		d.report(d.where(path+".client_cert"), path+".client_cert", "client_cert without trusted", "name in trusted the address ranges of the proxies whose Client-Cert is believed")
 	}
+	if l.ClientCert && l.TLS != nil && l.TLS.ClientAuth != "" && l.TLS.ClientAuth != ClientAuthOff {
+		d.report(d.where(path+".client_cert"), path+".client_cert", "client_cert beside client_auth", "the certificate of a connection is either the client's or the proxy's; use a listener for each")
+	}
 	modes := 0
 	for _, on := range []bool{l.TLS != nil, l.RedirectToHTTPS, l.Plaintext != ""} {
 		if on {
