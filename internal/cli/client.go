@@ -212,6 +212,24 @@ func (c *client) revoke(r admin.Revocation) (*server.Revoked, error) {
 	return &out, err
 }
 
+// sessions asks the server for its browser sessions.
+func (c *client) sessions() ([]server.SessionLine, error) {
+	var out []server.SessionLine
+	err := c.call("GET", "/api/v1/sessions", nil, decodeInto(&out))
+	return out, err
+}
+
+// revokeSessions asks the server to end browser sessions.
+func (c *client) revokeSessions(r server.SessionRevocation) (*server.SessionsRevoked, error) {
+	body, err := json.Marshal(r)
+	if err != nil {
+		return nil, err
+	}
+	var out server.SessionsRevoked
+	err = c.call("POST", "/api/v1/sessions/revoke", body, decodeInto(&out))
+	return &out, err
+}
+
 func (c *client) status() (*server.Status, error) {
 	var s server.Status
 	if err := c.call("GET", "/api/v1/status", nil, decodeInto(&s)); err != nil {

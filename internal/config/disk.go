@@ -28,6 +28,7 @@ func Check(f *File) *Problems {
 	c.tokenClients()
 	c.policies()
 	c.secrets()
+	c.sessions()
 	return c.problems()
 }
 

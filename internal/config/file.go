@@ -30,6 +30,7 @@ type File struct {
 	Admin        Admin               `key:"admin" doc:"How commands reach the running server."`
 	Health       Health              `key:"health" doc:"Health, readiness and metrics: no authentication, nothing personal, not recorded."`
 	Issuers      []Issuer            `key:"issuers" doc:"Who may issue access tokens."`
+	Sessions     []Session           `key:"sessions" doc:"How people log in with a browser, by host."`
 	TokenService *TokenService       `key:"token_service" doc:"Built-in authorization server: tokens for machines, exchange of tokens for narrower ones. Unset: off."`
 	Upstreams    map[string]Upstream `key:"upstreams" names:"name" doc:"Services to which requests go, by name."`
 	Routes       []Route             `key:"routes" required:"true" doc:"What may be asked for. A request that no route matches is answered 404 and recorded."`
@@ -282,7 +283,7 @@ type PathRules struct {
 type Authn struct {
 	JWT        string `key:"jwt" form:"name" doc:"Bearer access token of the issuer with this name."`
 	APIKey     Later  `key:"apikey" later:"API keys" doc:"API key."`
-	Session    Later  `key:"session" later:"browser sessions" doc:"Browser session."`
+	Session    string `key:"session" form:"name" doc:"Browser session of the sessions entry with this name. Requests with an unsafe method need Sec-Fetch-Site or Origin to say that a page of the same origin sends them (cross_site)."`
 	MTLS       *MTLS  `key:"mtls" doc:"Client certificate, of a listener with client_auth."`
 	Introspect string `key:"introspect" form:"name" doc:"Bearer token, opaque or not, about which the issuer with this name is asked."`
 }

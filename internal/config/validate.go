@@ -36,6 +36,7 @@ func (d *decoder) validate(f *File) {
 	d.checkListeners(f)
 	d.checkIssuers(f)
 	d.checkTokenService(f)
+	d.checkSessions(f)
 	d.checkUpstreams(f)
 	d.checkRoutes(f)
 	d.checkMTLS(f)
@@ -220,7 +221,7 @@ func (d *decoder) checkRoutes(f *File) {
 		}
 		_, ok := f.Upstreams[r.Upstream]
 		known(d, path+".upstream", "upstream", r.Upstream, f.Upstreams, ok)
-		d.routeAuthn(r, path, issuers)
+		d.routeAuthn(f, r, path, issuers)
 		d.routeTokens(r, path, issuers)
 		d.routeBinding(f, r, path)
 		d.routeLimits(f, r, path)
@@ -246,7 +247,7 @@ func known[V any](d *decoder, path, what, name string, all map[string]V, ok bool
 	d.report(d.where(path), path, "unknown "+what+" "+quote(name), didYouMean(name, names, otherwise))
 }
 
-func (d *decoder) routeAuthn(r *Route, path string, issuers map[string]*Issuer) {
+func (d *decoder) routeAuthn(f *File, r *Route, path string, issuers map[string]*Issuer) {
 	_, tried := d.at[path+".authn"]
 	_, saysPublic := d.at[path+".public"]
 	switch {
@@ -271,6 +272,10 @@ func (d *decoder) routeAuthn(r *Route, path string, issuers map[string]*Issuer) 
 		keys := d.countKeys(at, reflect.TypeFor[Authn]())
 		if keys != 1 && d.quiet(at) {
 			d.report(d.where(at), at, "a way to authenticate needs exactly one key", "write {jwt: ISSUER}; each way is an element of its own")
+		}
+		if r.Authn[j].Session != "" {
+			d.routeSession(f, r, j, at)
+			continue
 		}
 		if asked := r.Authn[j].Introspect; asked != "" {
 			is, ok := issuers[asked]

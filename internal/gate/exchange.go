@@ -73,6 +73,7 @@ type exchange struct {
 	principal *authn.Principal
 	refusal   *authn.Failure // why there is no principal, for the challenge
 	nonce     string         // for the client's next DPoP proof
+	cookie    string         // Set-Cookie of its session, "" for none
 	allow     string         // Allow field of a 405
 	limited   *ratelimit.Rule
 	limit     ratelimit.Result

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/gatebook/gatebook/internal/gate/authn"
 	"github.com/gatebook/gatebook/internal/gate/canon"
 )
 
@@ -157,8 +158,8 @@ func (x *exchange) requestFields() {
 		if canon.Reserved(f.Name) || hop(f.Name) || x.identityField(f.Name) || !x.route.PassCredential && x.credential(f.Name) {
 			continue
 		}
-		if f.Name == "cookie" && mayBeOurs(f.Value) {
-			if f.Value = othersCookies(f.Value); f.Value == "" {
+		if f.Name == "cookie" {
+			if f.Value = authn.StripCookies(f.Value); f.Value == "" {
 				continue
 			}
 		}
@@ -194,35 +195,6 @@ func (x *exchange) credential(name string) bool {
 // identityField reports a field that only Identity sets, on whichever route.
 func (x *exchange) identityField(name string) bool {
 	return slices.ContainsFunc(x.snap.identities, func(f string) bool { return canon.SameField(f, name) })
-}
-
-// cookieWord is in the name of every cookie of the gate.
-const cookieWord = "gatebook"
-
-// mayBeOurs is quick, and right about cookies that are not ours.
-func mayBeOurs(cookies string) bool {
-	for i := 0; i+len(cookieWord) <= len(cookies); i++ {
-		if cookies[i]|0x20 == 'g' && strings.EqualFold(cookies[i:i+len(cookieWord)], cookieWord) {
-			return true
-		}
-	}
-	return false
-}
-
-// othersCookies leaves out the cookies whose name, behind __Host- or __Secure-,
-// begins with cookieWord: they speak to the gate, and whoever has one is its
-// bearer. Not even pass_credential hands them on.
-func othersCookies(cookies string) string {
-	var kept []string
-	for c := range strings.SplitSeq(cookies, ";") {
-		c = strings.Trim(c, " \t")
-		name, _, _ := strings.Cut(c, "=")
-		name = strings.TrimPrefix(strings.TrimPrefix(strings.ToLower(strings.Trim(name, " \t")), "__host-"), "__secure-")
-		if c != "" && !strings.HasPrefix(name, cookieWord) {
-			kept = append(kept, c)
-		}
-	}
-	return strings.Join(kept, "; ")
 }
 
 // forwardedFor is the believed chain with the peer appended.
@@ -294,6 +266,7 @@ func (x *exchange) responseFields() []canon.Field {
 		x.fields = slices.DeleteFunc(x.fields, func(f canon.Field) bool { return f.Name == "dpop-nonce" })
 		x.fields = append(x.fields, canon.Field{Name: "dpop-nonce", Value: x.nonce}) // RFC 9449 section 8.2
 	}
+	x.fields = x.addCookie(x.fields)
 	return x.fields
 }
 
@@ -307,7 +280,7 @@ func appendResponse(out, fields []canon.Field) []canon.Field {
 		}
 	}
 	for _, f := range fields {
-		if hop(f.Name) || f.Name == "x-request-id" || named != "" && inList(named, f.Name) {
+		if hop(f.Name) || f.Name == "x-request-id" || ownCookie(&f) || named != "" && inList(named, f.Name) {
 			continue
 		}
 		out = append(out, f)

@@ -21,6 +21,9 @@ type ownAnswer struct {
 // text only, or for gRPC a trailers-only answer (a head with grpc-status that
 // ends the stream).
 func (x *exchange) problem(r reason.Reason) ownAnswer {
+	if to := x.loginFor(r); to != "" {
+		return x.redirected(to)
+	}
 	fields := make([]canon.Field, 0, 8)
 	add := func(name, value string) { fields = append(fields, canon.Field{Name: name, Value: value}) }
 	add("x-request-id", x.idText)
@@ -54,7 +57,7 @@ func (x *exchange) problem(r reason.Reason) ownAnswer {
 	}
 	status := r.Status()
 	b := appendProblem(make([]byte, 0, 160), r, x.idText)
-	return ownAnswer{status: status, fields: fields, body: b}
+	return ownAnswer{status: status, fields: x.addCookie(fields), body: b}
 }
 
 // appendProblem adds the problem details of a reason.

@@ -162,6 +162,7 @@ func (x *exchange) settleOn(a Answer) {
 	if x.nonce != "" {
 		fields = append(fields, canon.Field{Name: "dpop-nonce", Value: x.nonce})
 	}
+	fields = x.addCookie(fields)
 	if a.Status == http.StatusNoContent || a.Status == http.StatusNotModified {
 		a.Body = nil
 	}

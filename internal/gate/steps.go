@@ -178,7 +178,7 @@ func (x *exchange) authenticate() bool {
 	}
 	var notMine *authn.Failure
 	for _, a := range x.route.Authenticators {
-		p, err := a.Authenticate(x.ctx, x.req)
+		p, err := x.ask(a)
 		if err == nil && p != nil {
 			if err := x.meetsDemands(p); err != nil {
 				return x.notAuthenticated(a, err)

@@ -58,7 +58,10 @@ const (
 	KeyRevoked            Reason = "key_revoked"
 	SessionExpired        Reason = "session_expired"
 	StepupRequired        Reason = "stepup_required"
-	IssuerUnavailable     Reason = "issuer_unavailable"
+	// CrossSite: an unsafe method with a session's cookie that no page of this
+	// origin is known to have sent.
+	CrossSite         Reason = "cross_site"
+	IssuerUnavailable Reason = "issuer_unavailable"
 )
 
 // Why the policies said no.
@@ -194,6 +197,8 @@ func (r Reason) OAuthError() string {
 		return "use_dpop_nonce"
 	case StepupRequired:
 		return "insufficient_user_authentication"
+	case CrossSite:
+		return ""
 	}
 	if r.Origin() == OriginIdentity {
 		return "invalid_token"
@@ -212,7 +217,7 @@ func (r Reason) Folds() bool {
 		TimeoutReading, NoRoute, MethodNotAllowed, MisdirectedRequest, BodyTooLarge,
 		ShuttingDown, Draining:
 		return true
-	case BindingRequired, BindingMismatch, StepupRequired, // the credential itself is good
+	case BindingRequired, BindingMismatch, StepupRequired, CrossSite, // the credential itself is good
 		TokenReplayed, TokenReuseDetected: // and what is done with it is evidence
 		return false
 	}

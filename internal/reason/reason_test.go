@@ -9,7 +9,7 @@ import (
 // spec is the closed list as spec/record.md has it, by origin.
 var spec = []struct{ origin, names string }{
 	{"client", "malformed_request ambiguous_framing bad_path bad_host header_too_large body_too_large unsupported_protocol tls_handshake tls_version tls_no_client_cert tls_bad_client_cert timeout_reading client_aborted no_route method_not_allowed upgrade_refused misdirected_request"},
-	{"identity", "no_credential two_credentials token_malformed token_algorithm token_key_unknown token_signature token_expired token_not_yet token_lifetime_exceeded token_too_old token_audience token_issuer token_type token_replayed token_reuse_detected token_revoked token_inactive binding_required binding_mismatch dpop_proof dpop_nonce key_unknown key_expired key_revoked session_expired stepup_required issuer_unavailable"},
+	{"identity", "no_credential two_credentials token_malformed token_algorithm token_key_unknown token_signature token_expired token_not_yet token_lifetime_exceeded token_too_old token_audience token_issuer token_type token_replayed token_reuse_detected token_revoked token_inactive binding_required binding_mismatch dpop_proof dpop_nonce key_unknown key_expired key_revoked session_expired stepup_required cross_site issuer_unavailable"},
 	{"policy", "denied_by_policy denied_by_default policy_error scope_missing policy_unavailable"},
 	{"limit", "rate_limited concurrency_limited connection_limited quota_exceeded limiter_unavailable overloaded"},
 	{"upstream", "dns connect_refused connect_timeout tls_verify tls_handshake_upstream reset_before_response reset_mid_body response_timeout body_stalled bad_response body_length_mismatch breaker_open no_healthy_target retries_exhausted"},
@@ -103,6 +103,7 @@ func TestStatusAndChallenge(t *testing.T) {
 		{DPoPProof, 401, "invalid_dpop_proof", 16},
 		{DPoPNonce, 401, "use_dpop_nonce", 16},
 		{StepupRequired, 401, "insufficient_user_authentication", 16},
+		{CrossSite, 403, "", 16},
 		{IssuerUnavailable, 503, "", 14},
 		{SessionExpired, 401, "", 16},
 		{ScopeMissing, 403, "insufficient_scope", 7},
@@ -159,7 +160,7 @@ func TestFolds(t *testing.T) {
 		shutting_down draining`)
 	no := strings.Fields(`
 		client_aborted upgrade_refused
-		stepup_required binding_required binding_mismatch token_replayed token_reuse_detected
+		stepup_required cross_site binding_required binding_mismatch token_replayed token_reuse_detected
 		denied_by_policy denied_by_default policy_error scope_missing policy_unavailable
 		dns connect_refused connect_timeout tls_verify tls_handshake_upstream reset_before_response reset_mid_body
 		response_timeout body_stalled bad_response body_length_mismatch breaker_open no_healthy_target retries_exhausted

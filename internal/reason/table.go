@@ -76,6 +76,7 @@ var list = []entry{
 	{KeyRevoked, 401, OriginIdentity, textAuthFailed},
 	{SessionExpired, 401, OriginIdentity, textAuthRequired},
 	{StepupRequired, 401, OriginIdentity, textAuthRequired},
+	{CrossSite, 403, OriginIdentity, textAuthFailed},
 	// Not the caller's fault, and a client that reads 401 would throw away a
 	// good token: it is told to come back instead.
 	{IssuerUnavailable, 503, OriginIdentity, textAuthFailed},

@@ -40,6 +40,7 @@ type parts struct {
 	token    tokenParts
 
 	introspectors map[string]*authn.Introspector
+	sessions      map[string]*authn.Sessions // by name
 	guards        *guards
 	dpop          *authn.DPoP   // nil: no route takes proofs
 	nonces        *authn.Nonces // likewise
@@ -65,7 +66,7 @@ const (
 func build(f *config.File, b *book.Book, g *guards, log *slog.Logger, prev *parts) (*parts, error) {
 	p := &parts{
 		guards: g, issuers: map[string]*authn.JWT{}, introspectors: map[string]*authn.Introspector{},
-		pools: map[string]*upstream.Pool{}, points: map[string]*authz.Point{}, prints: map[string][32]byte{},
+		sessions: map[string]*authn.Sessions{}, pools: map[string]*upstream.Pool{}, points: map[string]*authz.Point{}, prints: map[string][32]byte{},
 	}
 	if prev == nil {
 		prev = &parts{cache: authn.NewCache(0), tried: &authz.ShadowCounts{}}
@@ -88,6 +89,9 @@ func build(f *config.File, b *book.Book, g *guards, log *slog.Logger, prev *part
 			errs = append(errs, fmt.Errorf("issuer %q: %w", f.Issuers[i].Name, err))
 		}
 	}
+	if err := p.addSessions(f, prev, log); err != nil {
+		errs = append(errs, err)
+	}
 	if err := p.addBinding(f, prev); err != nil {
 		errs = append(errs, err)
 	}
@@ -106,7 +110,7 @@ func build(f *config.File, b *book.Book, g *guards, log *slog.Logger, prev *part
 		return nil, fmt.Errorf("token_service: %w", err)
 	}
 	var err error
-	if p.rules, err = redact.New(p.withTokenNames(f, redactConfig(f, p.issuers, p.engine))); err != nil {
+	if p.rules, err = redact.New(p.withTokenNames(f, redactConfig(f, p.issuers, p.sessions, p.engine))); err != nil {
 		return nil, fmt.Errorf("redact: %w", err)
 	}
 	// The last thing that can fail: nothing decides before it can be looked up.
@@ -192,10 +196,21 @@ func recordedClaims(f *config.File, issuer string) []string {
 }
 
 func buildIssuer(c *config.Issuer, pass []string, own func(context.Context) ([]byte, error), cache *authn.Cache, slots *authn.Slots, log *slog.Logger) (*authn.JWT, error) {
-	keys := authn.KeySource{Own: own}
+	keys, err := keySource(c)
+	if err != nil {
+		return nil, err
+	}
+	keys.Own = own
 	if own != nil { // asking costs no request, and a new key may sign at once
 		keys.Refresh, keys.MinInterval = time.Second, 5*time.Millisecond
 	}
+	rules := tokenRules(c, pass)
+	rules.Keys, rules.Cache, rules.Slots, rules.Logger = keys, cache, slots, log
+	return authn.NewJWT(rules)
+}
+
+// keySource is where an issuer's keys are.
+func keySource(c *config.Issuer) (keys authn.KeySource, err error) {
 	where := c.Issuer
 	if c.JWKS != nil {
 		keys.URL, keys.File = c.JWKS.URL, string(c.JWKS.File)
@@ -205,15 +220,11 @@ func buildIssuer(c *config.Issuer, pass []string, own func(context.Context) ([]b
 		keys.AllowLoopbackHTTP = true // config admits http on loopback only
 	}
 	if c.CA != "" {
-		pool, err := loadPool(string(c.CA))
-		if err != nil {
-			return nil, err
+		if keys.RootCAs, err = loadPool(string(c.CA)); err != nil {
+			return keys, err
 		}
-		keys.RootCAs = pool
 	}
-	rules := tokenRules(c, pass)
-	rules.Keys, rules.Cache, rules.Slots, rules.Logger = keys, cache, slots, log
-	return authn.NewJWT(rules)
+	return keys, nil
 }
 
 // tokenRules is what an issuer's tokens are like.
@@ -293,7 +304,7 @@ func policyConfig(f *config.File) authz.Config {
 	return c
 }
 
-func redactConfig(f *config.File, issuers map[string]*authn.JWT, engine *authz.Engine) redact.Config {
+func redactConfig(f *config.File, issuers map[string]*authn.JWT, sessions map[string]*authn.Sessions, engine *authz.Engine) redact.Config {
 	c := redact.Config{
 		ClientPrefix4: keepBits(f.Redact.ClientPrefix.V4), ClientPrefix6: keepBits(f.Redact.ClientPrefix.V6),
 		QueryKeys: f.Redact.QueryKeys, Headers: map[string][]string{}, Claims: map[string][]string{},
@@ -316,6 +327,14 @@ func redactConfig(f *config.File, issuers map[string]*authn.JWT, engine *authz.E
 	for _, w := range identityPlaces(f) {
 		c.Names.Routes, c.Names.Templates = append(c.Names.Routes, w.name), append(c.Names.Templates, identityPath)
 	}
+	for i := range f.Sessions {
+		s := &f.Sessions[i]
+		for _, r := range gate.SessionRoutes(config.ReservedRoutes+"session."+s.Name, s.Host(), nil, sessions[s.Name]) {
+			c.Names.Routes, c.Names.Templates = append(c.Names.Routes, r.Name), append(c.Names.Templates, r.Path)
+		}
+		c.Names.Hosts, c.Names.SNI = append(c.Names.Hosts, s.Host()), append(c.Names.SNI, s.Host())
+		c.Names.Clients = append(c.Names.Clients, s.ClientID)
+	}
 	for role := range f.Roles {
 		c.Names.Roles = append(c.Names.Roles, role)
 	}
@@ -328,18 +347,24 @@ func redactConfig(f *config.File, issuers map[string]*authn.JWT, engine *authz.E
 		c.Names.Issuers = append(c.Names.Issuers, i.Name)
 		c.Names.Clients = append(c.Names.Clients, i.Clients...)
 	}
-	loaded := make([]*authn.JWT, 0, len(issuers))
+	loaded := make([]keyHolder, 0, len(issuers)+len(sessions))
 	for _, j := range issuers {
 		loaded = append(loaded, j)
+	}
+	for _, s := range sessions {
+		loaded = append(loaded, s)
 	}
 	c.Names.Loaded = func(what redact.Name, value string) bool {
 		if what != redact.KIDName {
 			return false
 		}
-		return slices.ContainsFunc(loaded, func(j *authn.JWT) bool { return j.HasKey(value) })
+		return slices.ContainsFunc(loaded, func(j keyHolder) bool { return j.HasKey(value) })
 	}
 	return c
 }
+
+// keyHolder knows the ids of keys that are loaded.
+type keyHolder interface{ HasKey(kid string) bool }
 
 // keepBits translates "no bits" of the file into redact's form.
 func keepBits(n int) int {
@@ -384,6 +409,7 @@ func (p *parts) buildSnapshot(f *config.File, b *book.Book) (*gate.Snapshot, err
 	}
 	c.Routes = append(append(c.Routes, metadata...), p.identityRoutes(f)...)
 	c.Routes = append(c.Routes, p.tokenRoutesOf(f, limits)...)
+	c.Routes = append(c.Routes, p.sessionRoutes(f)...)
 	return gate.NewSnapshot(c)
 }
 

@@ -35,6 +35,8 @@ type guards struct {
 	tokens  *authn.ReplaySet // of this node; unused with a shared store
 	shared  *kv.Valkey       // nil: there is none
 
+	sessions *authn.SessionStore // of browsers, on this node
+
 	onceProof, onceToken authn.Once
 
 	nonceKey [32]byte // unless the configuration names one
@@ -59,6 +61,9 @@ func openGuards(ctx context.Context, f *config.File, b *book.Book, state *kv.Loc
 	}()
 	if err := g.revoked.Load(ctx); err != nil {
 		return nil, fmt.Errorf("revocations: %w", err)
+	}
+	if g.sessions, err = openSessions(ctx, b, state, log); err != nil {
+		return nil, err
 	}
 	secret, err := b.StateKey("replay")
 	if err != nil {

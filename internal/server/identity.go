@@ -28,6 +28,8 @@ func (p *parts) buildIdentity(r *config.Route, out *gate.Route) error {
 			if r.DPoP != "" {
 				out.Authenticators = append(out.Authenticators, authn.NewUnderDPoP(p.issuers[a.JWT]))
 			}
+		case a.Session != "":
+			out.Authenticators = append(out.Authenticators, p.sessions[a.Session])
 		case a.Introspect != "":
 			out.Authenticators = append(out.Authenticators, p.introspectors[a.Introspect])
 			if r.DPoP != "" {

@@ -403,6 +403,9 @@ func (s *Server) startParts(p *parts) {
 	for name, j := range p.issuers {
 		s.startLoop("issuer "+name, j, j.Run)
 	}
+	for name, x := range p.sessions {
+		s.startLoop("session "+name, x, x.Run)
+	}
 	if p.shadow != nil {
 		s.startLoop("shadow policies", p.shadow, p.shadow.Run)
 	}
@@ -452,6 +455,11 @@ func (s *Server) retire(was *current, is *parts) {
 	for _, j := range was.parts.token.clients {
 		if !uses(is.token.clients, j) {
 			end = append(end, s.endLoop(j))
+		}
+	}
+	for _, x := range was.parts.sessions {
+		if !uses(is.sessions, x) {
+			end = append(end, s.endLoop(x))
 		}
 	}
 	for _, p := range was.parts.pools {

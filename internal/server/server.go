@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -106,7 +107,7 @@ func New(ctx context.Context, f *config.File, log *slog.Logger) (_ *Server, err 
 	if err != nil {
 		return nil, err
 	}
-	s.admin = admin.New(admin.Config{Book: s.book, Logger: log, Status: func() any { return s.Status() }, Reload: s.reloadCall, Revoke: s.revokeCall, Calls: append(s.zenCalls(), s.tokenCalls()...), Plain: obs.PlainWriter})
+	s.admin = admin.New(admin.Config{Book: s.book, Logger: log, Status: func() any { return s.Status() }, Reload: s.reloadCall, Revoke: s.revokeCall, Calls: slices.Concat(s.zenCalls(), s.tokenCalls(), s.sessionCalls()), Plain: obs.PlainWriter})
 	return s, s.listen(f)
 }
 
@@ -263,6 +264,7 @@ func (s *Server) Run(ctx context.Context) error {
 	})
 	w.start("state", s.state.Run)
 	w.start("revocations", s.guards.revoked.Run)
+	w.start("sessions", s.guards.sessions.Run)
 	w.start("token alerts", func(ctx context.Context) error { return s.guards.noteAlerts(ctx, s.book, s.log) })
 	if s.guards.shared != nil {
 		w.start("shared store", s.guards.shared.Run)

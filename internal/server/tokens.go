@@ -156,6 +156,9 @@ func describeAuthn(a *config.Authn) string {
 	case a.MTLS != nil:
 		return "mtls " + a.MTLS.Name
 	}
+	if a.Session != "" {
+		return "session " + a.Session
+	}
 	return "jwt " + a.JWT
 }
 

@@ -69,6 +69,8 @@ const (
 	actStatus = "status"
 	actReload = "reload"
 	actRevoke = "token_revoke"
+
+	actSessionRevoke = "session_revoke" // a Call of the server
 )
 
 // New makes an API.

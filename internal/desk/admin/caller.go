@@ -160,4 +160,4 @@ func (a *API) need(r *http.Request, act string, roles ...Role) error {
 }
 
 // changes tells acts that change something from those that read.
-func changes(act string) bool { return act == actReload || act == actRevoke }
+func changes(act string) bool { return act == actReload || act == actRevoke || act == actSessionRevoke }
