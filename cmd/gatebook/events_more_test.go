@@ -71,7 +71,8 @@ var reasonsElsewhere = map[string]elsewhere{
 	"key_unknown":          {why: "there are no API keys in this release"},
 	"key_expired":          {why: "there are no API keys in this release"},
 	"key_revoked":          {why: "there are no API keys in this release"},
-	"session_expired":      {why: "there are no browser sessions in this release"},
+	"session_expired":      {"it takes a browser that has logged in", "cmd/gatebook.TestBrowserSession"},
+	"cross_site":           {"it takes a browser that has logged in", "cmd/gatebook.TestBrowserSession"},
 
 	"dns":                    {"names are looked up outside", "cmd/gatebook.TestUpstreamReasons"},
 	"connect_timeout":        {"it takes a service that is broken", "cmd/gatebook.TestUpstreamReasons"},
