@@ -57,8 +57,9 @@ var rowsElsewhere = map[string]elsewhere{
 
 // reasonsElsewhere are the reasons that no event here has.
 var reasonsElsewhere = map[string]elsewhere{
-	"tls_no_client_cert":  {why: "listeners ask for no client certificates in this release"},
-	"tls_bad_client_cert": {"only the administration takes client certificates", "cmd/gatebook.TestAdminRefusesStrangers"},
+	"tls_no_client_cert":  {"it needs a listener that asks for certificates", "cmd/gatebook.TestClientCertificates"},
+	"tls_bad_client_cert": {"likewise", "cmd/gatebook.TestClientCertificates"},
+	"misdirected_request": {"likewise", "cmd/gatebook.TestClientCertificates"},
 	"quota_exceeded":      {why: "there are no quotas in this release"},
 	"limiter_unavailable": {"the shared store must be away", "cmd/gatebook.TestTwoNodesShareWhatWasUsed"},
 

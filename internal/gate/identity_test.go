@@ -303,7 +303,6 @@ func TestIdentityRotation(t *testing.T) {
 	}
 	signer()
 	// A store that takes nothing: the keys before go on.
-	was = signer()
 	store.err = errors.New("full")
 	now = now.Add(2 * week)
 	if err := k.Advance(ctx); err == nil {

@@ -495,12 +495,13 @@ func TestClientFiles(t *testing.T) {
 				}
 			}
 			write(row.ca, row.crl)
-			s, err := newCertStore("listener x", f, nil, slog.New(slog.DiscardHandler))
+			_, err := newCertStore("listener x", f, nil, slog.New(slog.DiscardHandler))
 			if (err == nil) != (row.start == "") || err != nil && !strings.Contains(err.Error(), row.start) {
 				t.Errorf("start: %v, want %q", err, row.start)
 			}
 			write(good, p.root.list(time.Hour))
-			if s, err = newCertStore("listener x", f, nil, slog.New(slog.DiscardHandler)); err != nil {
+			s, err := newCertStore("listener x", f, nil, slog.New(slog.DiscardHandler))
+			if err != nil {
 				t.Fatal(err)
 			}
 			inUse := s.now.Load()
