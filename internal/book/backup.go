@@ -48,20 +48,32 @@ const (
 	backupInfoName = "backup.json"
 	maxBackupInfo  = 256 << 20
 	keyStoreName   = "state/keys.db"
+	besideName     = "state/live.db"
 	backupKeys     = "keys" // folder in a backup with the wrapper's key files
 )
 
+// Beside writes a copy of the state that is kept beside the book, as it is at one
+// moment, to a file in the data folder. nil: there is none.
+type Beside func(io.Writer) error
+
 // Backup writes a tar archive of the book as it is at one moment, backup.json
-// last. Appending goes on meanwhile; sealing waits while the key store is
-// copied. The wrapper's key files are in it only if withKeys: who has both can
-// read everything. What a flood has counted but not recorded yet is not in it.
-func (b *Book) Backup(w io.Writer, withKeys bool) (*BackupInfo, error) {
+// last, and of the state beside it as it was just before, so that no change of
+// that state lacks its record. Appending goes on meanwhile; sealing waits while
+// the key store is copied. The wrapper's key files are in it only if withKeys:
+// who has both can read everything. What a flood has counted but not recorded
+// yet is not in it.
+func (b *Book) Backup(w io.Writer, withKeys bool, beside Beside) (*BackupInfo, error) {
+	var state backupState
+	defer state.close()
+	dir := filepath.Dir(b.cfg.statePath())
+	if err := state.copyBeside(beside, dir); err != nil {
+		return nil, err
+	}
 	var view *ledger.View
-	var state *os.File
 	var err error
 	b.ledger.WithoutSealing(func() {
 		if view, err = b.ledger.View(); err == nil {
-			state, err = copyKeyStore(b.state, filepath.Dir(b.cfg.statePath()))
+			err = state.copyKeys(b.state, dir)
 		}
 	})
 	if view != nil {
@@ -70,54 +82,87 @@ func (b *Book) Backup(w io.Writer, withKeys bool) (*BackupInfo, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer state.Close()
-	return writeBackup(w, &b.cfg, view, state, b.vkey, withKeys)
+	return writeBackup(w, &b.cfg, view, &state, b.vkey, withKeys)
 }
 
 // BackupOffline is Backup of a book that no process serves.
-func BackupOffline(ctx context.Context, c Config, w io.Writer, withKeys bool) (*BackupInfo, error) {
+func BackupOffline(ctx context.Context, c Config, w io.Writer, withKeys bool, beside Beside) (*BackupInfo, error) {
 	r, err := OpenReader(ctx, c)
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
+	var state backupState
+	defer state.close()
+	if err := state.copyBeside(beside, os.TempDir()); err != nil {
+		return nil, err
+	}
 	ks, err := keys.OpenBolt(c.statePath(), true)
 	if err != nil {
 		return nil, err
 	}
-	state, err := copyKeyStore(ks, os.TempDir())
-	if err = errors.Join(err, ks.Close()); err != nil {
+	if err = errors.Join(state.copyKeys(ks, os.TempDir()), ks.Close()); err != nil {
 		return nil, err
 	}
-	defer state.Close()
 	key, err := ledger.SelfKey(store.Dir(c.Dir))
 	if err != nil {
 		return nil, err
 	}
-	return writeBackup(w, &c, r.view, state, key, withKeys)
+	return writeBackup(w, &c, r.view, &state, key, withKeys)
 }
 
-// copyKeyStore copies the key store to a file without a name in the folder
-// dir: its keys are wrapped.
-func copyKeyStore(from keys.Store, dir string) (*os.File, error) {
-	f, err := os.CreateTemp(dir, "keys-*.tmp")
+// backupState is copies of the state, in files without a name.
+type backupState struct {
+	keys   *os.File
+	beside *os.File // nil: there is none
+}
+
+func (s *backupState) close() {
+	for _, f := range []*os.File{s.keys, s.beside} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// copyKeys copies the key store: its keys are wrapped.
+func (s *backupState) copyKeys(from keys.Store, dir string) (err error) {
+	if s.keys, err = nameless(dir, func(w io.Writer) error { return keys.Copy(w, from) }); err != nil {
+		err = fmt.Errorf("copying the key store: %w", err)
+	}
+	return err
+}
+
+func (s *backupState) copyBeside(beside Beside, dir string) (err error) {
+	if beside == nil {
+		return nil
+	}
+	if s.beside, err = nameless(dir, beside); err != nil {
+		err = fmt.Errorf("copying the state beside the book: %w", err)
+	}
+	return err
+}
+
+// nameless makes a file without a name, in the folder dir, of what fill writes.
+func nameless(dir string, fill func(io.Writer) error) (*os.File, error) {
+	f, err := os.CreateTemp(dir, "backup-*.tmp")
 	if err != nil {
 		return nil, err
 	}
 	err = os.Remove(f.Name())
 	if err == nil {
-		err = keys.Copy(f, from)
+		err = fill(f)
 	}
 	if err == nil {
 		_, err = f.Seek(0, io.SeekStart)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("copying the key store: %w", err), f.Close())
+		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
 }
 
-func writeBackup(w io.Writer, c *Config, view *ledger.View, state *os.File, key string, withKeys bool) (*BackupInfo, error) {
+func writeBackup(w io.Writer, c *Config, view *ledger.View, state *backupState, key string, withKeys bool) (*BackupInfo, error) {
 	_, tree := view.Checkpoint()
 	info := &BackupInfo{
 		Version: backupVersion, Time: time.Now().UTC().Truncate(time.Second), By: Version(),
@@ -142,9 +187,9 @@ func writeBackup(w io.Writer, c *Config, view *ledger.View, state *os.File, key 
 	if err := putPolicies(c.Dir, put); err != nil {
 		return nil, err
 	}
-	st, err := state.Stat()
-	if err == nil {
-		err = put(keyStoreName, st.Size(), state)
+	err := putFile(keyStoreName, state.keys, put)
+	if err == nil && state.beside != nil {
+		err = putFile(besideName, state.beside, put)
 	}
 	if err == nil && withKeys {
 		err = putKeyFiles(c.KeyDir, put)
@@ -191,6 +236,14 @@ func putPolicies(dir string, put func(string, int64, io.Reader) error) error {
 		}
 	}
 	return nil
+}
+
+func putFile(name string, f *os.File, put func(string, int64, io.Reader) error) error {
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	return put(name, st.Size(), f)
 }
 
 func putKeyFiles(dir string, put func(string, int64, io.Reader) error) error {
@@ -282,7 +335,7 @@ func saveFile(name string, r io.Reader) (BackupFile, error) {
 
 // backupName demands the name of a file that a backup may have.
 func backupName(name string) error {
-	if name == backupInfoName || name == keyStoreName || name == "ledger" || name == "log.vkey" || name == "checkpoint" {
+	if name == backupInfoName || name == keyStoreName || name == besideName || name == "ledger" || name == "log.vkey" || name == "checkpoint" {
 		return nil
 	}
 	dir, rest, _ := strings.Cut(name, "/")
@@ -291,6 +344,11 @@ func backupName(name string) error {
 		return fmt.Errorf("not the name of a file in a backup: %q", name)
 	}
 	return nil
+}
+
+// HasState tells whether the state beside the book is in the backup.
+func (info *BackupInfo) HasState() bool {
+	return slices.ContainsFunc(info.Files, func(f BackupFile) bool { return f.Name == besideName })
 }
 
 func readBackupInfo(dir string) (*BackupInfo, error) {

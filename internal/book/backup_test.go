@@ -107,7 +107,7 @@ func TestBackupWhileAppending(t *testing.T) {
 		var archive bytes.Buffer
 		done := make(chan error, 1)
 		go func() {
-			_, err := b.Backup(&archive, false)
+			_, err := b.Backup(&archive, false, nil)
 			done <- err
 		}()
 		s.fill(b, 1000*round+500, 50)
@@ -139,7 +139,7 @@ func TestRestore(t *testing.T) {
 	stopBook(t, b, stop)
 	before := s.records()
 	var archive bytes.Buffer
-	if _, err := BackupOffline(t.Context(), s.cfg, &archive, true); err != nil {
+	if _, err := BackupOffline(t.Context(), s.cfg, &archive, true, nil); err != nil {
 		t.Fatal(err)
 	}
 	backup := filepath.Join(t.TempDir(), "backup")
@@ -310,7 +310,7 @@ func TestContinuesAnotherHistory(t *testing.T) {
 	s.fill(b, 0, 10)
 	stopBook(t, b, stop)
 	var archive bytes.Buffer
-	_, err := BackupOffline(t.Context(), s.cfg, &archive, false)
+	_, err := BackupOffline(t.Context(), s.cfg, &archive, false, nil)
 	s.must(err)
 	fork := s.at(filepath.Join(t.TempDir(), "fork"))
 	_, err = SaveBackup(&archive, fork.cfg.Dir)
@@ -343,7 +343,7 @@ func TestBadBackups(t *testing.T) {
 	s.fill(b, 0, 20)
 	stopBook(t, b, stop)
 	var archive bytes.Buffer
-	_, err := BackupOffline(t.Context(), s.cfg, &archive, false)
+	_, err := BackupOffline(t.Context(), s.cfg, &archive, false, nil)
 	s.must(err)
 	for cut := 0; cut < archive.Len()-1024; cut += 1511 { // the last 1,024 bytes are the archive's own end
 		if _, err := SaveBackup(bytes.NewReader(archive.Bytes()[:cut]), filepath.Join(t.TempDir(), "b")); err == nil {
@@ -391,7 +391,7 @@ func TestBackupOfFailingWriter(t *testing.T) {
 	b, stop := s.open()
 	s.fill(b, 0, 50)
 	for limit := int64(0); limit < 40_000; limit += 3000 {
-		if _, err := b.Backup(&limitedWriter{limit}, false); err == nil {
+		if _, err := b.Backup(&limitedWriter{limit}, false, nil); err == nil {
 			t.Errorf("no error after %d bytes", limit)
 		}
 	}

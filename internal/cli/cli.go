@@ -88,7 +88,7 @@ func codeOf(err error) int {
 		return ExitNotFound
 	case server.IsKeyless(err):
 		return ExitKeyless
-	case errors.Is(err, evidence.ErrProof):
+	case errors.Is(err, evidence.ErrProof), server.IsDamagedState(err):
 		return ExitDamaged
 	case errors.As(err, &damage):
 		if damage.Kind == ledger.Truncated {
@@ -133,7 +133,7 @@ func newRoot(stdio IO) *cobra.Command {
 	root.AddCommand(
 		a.initCommand(), a.checkCommand(), a.serveCommand(), a.demoCommand(),
 		a.verifyCommand(), a.searchCommand(), a.showCommand(), a.countCommand(), a.proveCommand(),
-		a.backupCommand(), a.restoreCommand(), a.bookCommand(),
+		a.backupCommand(), a.restoreCommand(), a.bookCommand(), a.apikeyCommand(),
 		a.tailCommand(), a.doctorCommand(), a.reloadCommand(), a.policyCommand(), a.tokenCommand(), a.sessionCommand(),
 		a.statusCommand(), a.versionCommand(), a.manCommand(),
 	)

@@ -131,6 +131,7 @@ func (a *app) printStatus(s *server.Status) {
 	if s.FreeBytes >= 0 {
 		row("free", "%s for the data", bytesText(s.FreeBytes))
 	}
+	row("state", "%s, %s: %s", s.State.File, bytesText(s.State.Bytes), apiKeyCounts(s.State.APIKeys))
 	row("open", "%d connections", s.Connections)
 	for _, l := range s.Listeners {
 		row("listener", "%s %s %s", l.Name, l.Serves, l.Address)

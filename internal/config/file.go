@@ -30,6 +30,7 @@ type File struct {
 	Admin        Admin               `key:"admin" doc:"How commands reach the running server."`
 	Health       Health              `key:"health" doc:"Health, readiness and metrics: no authentication, nothing personal, not recorded."`
 	Issuers      []Issuer            `key:"issuers" doc:"Who may issue access tokens."`
+	APIKeys      APIKeys             `key:"apikeys" doc:"What is said of API keys, which gatebook apikey issues."`
 	Sessions     []Session           `key:"sessions" doc:"How people log in with a browser, by host."`
 	TokenService *TokenService       `key:"token_service" doc:"Built-in authorization server: tokens for machines, exchange of tokens for narrower ones. Unset: off."`
 	Upstreams    map[string]Upstream `key:"upstreams" names:"name" doc:"Services to which requests go, by name."`
@@ -281,11 +282,21 @@ type PathRules struct {
 
 // Authn is one way to say who is asking: exactly one key.
 type Authn struct {
-	JWT        string `key:"jwt" form:"name" doc:"Bearer access token of the issuer with this name."`
-	APIKey     Later  `key:"apikey" later:"API keys" doc:"API key."`
-	Session    string `key:"session" form:"name" doc:"Browser session of the sessions entry with this name. Requests with an unsafe method need Sec-Fetch-Site or Origin to say that a page of the same origin sends them (cross_site)."`
-	MTLS       *MTLS  `key:"mtls" doc:"Client certificate, of a listener with client_auth."`
-	Introspect string `key:"introspect" form:"name" doc:"Bearer token, opaque or not, about which the issuer with this name is asked."`
+	JWT        string  `key:"jwt" form:"name" doc:"Bearer access token of the issuer with this name."`
+	APIKey     *APIKey `key:"apikey" doc:"API key that gatebook apikey issued. {} takes one where clients usually send it."`
+	Session    string  `key:"session" form:"name" doc:"Browser session of the sessions entry with this name. Requests with an unsafe method need Sec-Fetch-Site or Origin to say that a page of the same origin sends them (cross_site)."`
+	MTLS       *MTLS   `key:"mtls" doc:"Client certificate, of a listener with client_auth."`
+	Introspect string  `key:"introspect" form:"name" doc:"Bearer token, opaque or not, about which the issuer with this name is asked. API keys are not sent there."`
+}
+
+// APIKeys says how API keys appear.
+type APIKeys struct {
+	Issuer string `key:"issuer" default:"apikey" form:"name" doc:"What records and policies call the issuer of API keys: their owners are subjects of it. It is none of issuers. Changing it makes other subjects of the same owners."`
+}
+
+// APIKey says where a route looks for an API key.
+type APIKey struct {
+	In []string `key:"in" form:"keyfield" doc:"Header fields, in lower case; authorization stands for a bearer token that begins with gbk_. Default: x-api-key and authorization."`
 }
 
 // Values of MTLS.Subject.

@@ -54,6 +54,8 @@ func forms(name string) form {
 		return form{`^[A-Z][A-Z-]*$`, checkMethod}
 	case "header":
 		return form{`^[a-z0-9][a-z0-9-]*$`, checkHeader}
+	case "keyfield":
+		return form{`^[a-z0-9][a-z0-9-]*$`, checkKeyField}
 	case "claim":
 		return form{"", checkClaim}
 	case "pointer":
@@ -367,6 +369,26 @@ func checkHeader(s string) (string, string) {
 	case "authorization", "proxy-authorization", "cookie", "set-cookie", "dpop", "x-api-key", "api-key", "x-auth-token",
 		"x-amz-security-token", "x-csrf-token", "x-xsrf-token", "signature", "client-cert", "x-forwarded-client-cert":
 		return "the header " + s + " carries secrets", "it is never stored, whatever the configuration says; remove it"
+	}
+	return "", ""
+}
+
+// checkKeyField takes names of headers in which an API key may be sent. What
+// proxies and browsers add by themselves is none of them.
+func checkKeyField(s string) (string, string) {
+	if l := strings.ToLower(s); l != s {
+		return "a header name not in lower case: " + quote(s), "did you mean " + shorten(l) + "?"
+	}
+	if s == "" || len(s) > 64 || !only(s, lower, "-") {
+		return "not a header name: " + quote(s), "use lower case letters, digits and -"
+	}
+	switch s {
+	case "cookie", "set-cookie", "dpop", "host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade",
+		"keep-alive", "proxy-authorization", "proxy-connection", "forwarded", "x-request-id", "traceparent", "tracestate", "client-cert":
+		return "the header " + s + " cannot carry an API key", "it has a meaning of its own; use x-api-key or authorization"
+	}
+	if strings.HasPrefix(s, "x-forwarded") || strings.HasPrefix(s, "x-gatebook") {
+		return "the header " + s + " cannot carry an API key", "such headers are set by proxies and removed here; use x-api-key or authorization"
 	}
 	return "", ""
 }

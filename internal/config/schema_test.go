@@ -296,6 +296,7 @@ func TestSchemaPatterns(t *testing.T) {
 		"target":         {"http://10.0.0.1", "https://[::1]:80/"},
 		"method":         {"GET", "M-SEARCH"},
 		"header":         {"accept-language", "x-a1"},
+		"keyfield":       {"x-api-key", "authorization", "api-key"},
 		"pointer":        {"/roles", "/a~1b/c", "/cognito:groups"},
 		"scope":          {"read", "orders:read", "https://graph/.default"},
 		"type":           {"at+jwt", "JWT", "absent", "application/okta-internal-at+jwt"},

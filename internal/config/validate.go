@@ -159,6 +159,9 @@ func (d *decoder) checkIssuers(f *File) {
 		d.unique(names, is.Name, i, path+".name", "issuer")
 		d.checkPreset(is, path)
 		d.checkIntrospection(is, path)
+		if is.Name != "" && is.Name == f.APIKeys.Issuer {
+			d.report(d.where(path+".name"), path+".name", "the name "+quote(is.Name)+" is that of API keys", "rename it, or give apikeys.issuer another name: subjects of the two must not be taken for each other")
+		}
 		if is.JWKS == nil {
 			continue
 		}
@@ -222,6 +225,12 @@ func (d *decoder) checkRoutes(f *File) {
 		_, ok := f.Upstreams[r.Upstream]
 		known(d, path+".upstream", "upstream", r.Upstream, f.Upstreams, ok)
 		d.routeAuthn(f, r, path, issuers)
+		for j := range r.Authn {
+			if m := r.Authn[j].MTLS; m != nil && m.Name != "" && m.Name == f.APIKeys.Issuer {
+				at := fmt.Sprintf("%s.authn[%d].mtls.name", path, j)
+				d.report(d.where(at), at, "the name "+quote(m.Name)+" is that of API keys", "rename it, or give apikeys.issuer another name: subjects of the two must not be taken for each other")
+			}
+		}
 		d.routeTokens(r, path, issuers)
 		d.routeBinding(f, r, path)
 		d.routeLimits(f, r, path)
@@ -267,6 +276,7 @@ func (d *decoder) routeAuthn(f *File, r *Route, path string, issuers map[string]
 		d.report(d.where(path+".record.claims"), path+".record.claims", "claims on a public route", "remove them, or replace public by authn")
 	}
 	seen := map[string]string{}
+	keyed := false
 	for j := range r.Authn {
 		name, at := r.Authn[j].JWT, fmt.Sprintf("%s.authn[%d]", path, j)
 		keys := d.countKeys(at, reflect.TypeFor[Authn]())
@@ -290,6 +300,13 @@ func (d *decoder) routeAuthn(f *File, r *Route, path string, issuers map[string]
 			}
 			continue
 		}
+		if k := r.Authn[j].APIKey; k != nil {
+			if keyed {
+				d.report(d.where(at), at, "a second way to take API keys", "keep one, and list all headers in its in")
+			}
+			keyed = true
+			d.keyFields(k, r.Record.Headers, at+".apikey.in")
+		}
 		is, ok := issuers[name]
 		known(d, at+".jwt", "issuer", name, issuers, ok)
 		if !ok || is.Issuer == "" {
@@ -299,6 +316,24 @@ func (d *decoder) routeAuthn(f *File, r *Route, path string, issuers map[string]
 			d.report(d.where(at), at, "two ways on one route for tokens of the same issuer: "+other+" and "+name, "keep one, and list all audiences there")
 		}
 		seen[is.Issuer] = name
+	}
+}
+
+// keyFields completes where a route looks for API keys.
+func (d *decoder) keyFields(k *APIKey, recorded []string, path string) {
+	if _, tried := d.at[path]; !tried {
+		k.In = []string{"x-api-key", "authorization"}
+	} else if len(k.In) == 0 && d.quiet(path) {
+		d.report(d.where(path), path, "the list is empty", "name a header, or remove the key for the usual ones")
+	}
+	for i, name := range k.In {
+		at := fmt.Sprintf("%s[%d]", path, i)
+		if slices.Contains(k.In[:i], name) {
+			d.report(d.where(at), at, "the header "+name+" is named twice", "remove one")
+		}
+		if slices.Contains(recorded, name) {
+			d.report(d.where(at), at, "the header "+name+" would be kept in records", "take it off record.headers: it holds a secret")
+		}
 	}
 }
 

@@ -391,6 +391,10 @@ func (x *exchange) authorize() bool {
 	if !x.hasScopes() {
 		return x.fail(reason.ScopeMissing)
 	}
+	if p := x.principal; p != nil && p.Routes != nil && !slices.Contains(p.Routes, x.route.Name) {
+		x.rec.Authz.Policies = nil // they would have allowed it: the credential's own terms do not
+		return x.fail(reason.DeniedByPolicy)
+	}
 	x.rec.Authz.Decision = decisionAllow
 	return true
 }

@@ -21,6 +21,13 @@ var ErrChanged = errors.New("kv: the entry was changed meanwhile")
 // belongs to another key.
 var ErrDamaged = errors.New("kv: the entry is damaged")
 
+// ErrForeign means that a whole file belongs to another key: none of it can be
+// read, and none of it may be taken for empty.
+var ErrForeign = errors.New("kv: the file belongs to another key")
+
+// ErrLocked means that another process has the file open.
+var ErrLocked = errors.New("kv: the file is in use by another process")
+
 // Store is a map of tables of entries. Writes are durable when they return. It
 // is safe for concurrent use. A time of expiry that is zero means never.
 // Whoever gets another error than those above must treat the store as away.

@@ -9,11 +9,16 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 )
 
 // lockWait is how long OpenLocal waits for the file's lock.
@@ -38,11 +43,18 @@ type Local struct {
 	now   func() time.Time
 }
 
-var bucket = []byte("kv1")
+// The buckets: of entries, and of the one value that says whose file it is.
+var (
+	bucket     = []byte("kv1")
+	headBucket = []byte("kv1 head")
+)
+
+// headName is the name of the value in headBucket.
+var headName = []byte("head")
 
 // OpenLocal opens the file at path or creates it with mode 0600. Everything in
-// it is sealed under the key. An error means that another process has it open
-// or that it cannot be read.
+// it is sealed under the key. Errors: ErrLocked, ErrForeign; any other means that
+// it cannot be read. The pages of the file are taken to be whole.
 func OpenLocal(path string, key [32]byte, now func() time.Time) (*Local, error) {
 	l := &Local{now: now}
 	if l.now == nil {
@@ -54,17 +66,82 @@ func OpenLocal(path string, key [32]byte, now func() time.Time) (*Local, error) 
 	if fi, err := os.Lstat(path); err == nil && (!fi.Mode().IsRegular() || fi.Mode().Perm()&0o077 != 0) {
 		return nil, fmt.Errorf("%s must be a regular file that only its owner can read (mode %v); chmod 600 it", path, fi.Mode())
 	}
+	_, statErr := os.Lstat(path)
 	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: lockWait, FreelistType: bolt.FreelistMapType, NoStatistics: true})
+	if errors.Is(err, berrors.ErrTimeout) {
+		return nil, fmt.Errorf("%s: %w", path, ErrLocked)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot open state %s: %w", path, err)
 	}
 	db.MaxBatchDelay = batchWait
 	l.db = db
-	if err := db.Update(func(tx *bolt.Tx) error { _, err := tx.CreateBucketIfNotExists(bucket); return err }); err != nil {
+	err = db.Update(l.own)
+	if err == nil && errors.Is(statErr, fs.ErrNotExist) {
+		err = syncDir(filepath.Dir(path)) // bbolt syncs the file but not the name it just got
+	}
+	if err != nil {
 		_ = db.Close()
 		return nil, fmt.Errorf("cannot open state %s: %w", path, err)
 	}
 	return l, nil
+}
+
+// own marks a new file as that of the key, and demands the mark of one that is
+// not new.
+func (l *Local) own(tx *bolt.Tx) error {
+	entries, err := tx.CreateBucketIfNotExists(bucket)
+	if err != nil {
+		return err
+	}
+	head, err := tx.CreateBucketIfNotExists(headBucket)
+	if err != nil {
+		return err
+	}
+	sealed := head.Get(headName)
+	if sealed == nil {
+		if first, _ := entries.Cursor().First(); first != nil {
+			return ErrForeign
+		}
+		return head.Put(headName, l.seal(headName, "", nil, time.Time{}))
+	}
+	if _, _, err := l.open(headName, sealed); err != nil {
+		return ErrForeign
+	}
+	return nil
+}
+
+// syncDir makes the names in a folder durable.
+func syncDir(name string) error {
+	d, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// Copy writes the file as it is at one moment. Writes that make it larger wait
+// for that to end, so w must be fast.
+func (l *Local) Copy(w io.Writer) error { return copyDB(l.db, w) }
+
+func copyDB(db *bolt.DB, w io.Writer) error {
+	return db.View(func(tx *bolt.Tx) error {
+		_, err := tx.WriteTo(w)
+		return err
+	})
+}
+
+// CopyFile writes the file at path, which nobody may have open, as Copy does. It
+// needs no key.
+func CopyFile(path string, w io.Writer) error {
+	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: lockWait, ReadOnly: true, NoStatistics: true})
+	if errors.Is(err, berrors.ErrTimeout) {
+		return fmt.Errorf("%s: %w", path, ErrLocked)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot open state %s: %w", path, err)
+	}
+	return errors.Join(copyDB(db, w), db.Close())
 }
 
 func (l *Local) derive(key [32]byte) error {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -115,12 +116,67 @@ func TestLocalTellsNothing(t *testing.T) {
 			t.Errorf("the file holds %q in clear", word)
 		}
 	}
-	other, err := kv.OpenLocal(path, [32]byte{2}, c.now)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer other.Close()
-	if _, err := other.Get(ctx, "table-name", "ada@example.com"); !errors.Is(err, kv.ErrNotFound) {
+	// With another key it is not taken for empty, and stays as it is.
+	if _, err := kv.OpenLocal(path, [32]byte{2}, c.now); !errors.Is(err, kv.ErrForeign) {
 		t.Errorf("with another key: %v", err)
+	}
+	if after, err := os.ReadFile(path); err != nil || !bytes.Equal(after, b) {
+		t.Errorf("it was changed: %v", err)
+	}
+}
+
+// A copy of a file in use is what the file was at one moment.
+func TestCopy(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.db")
+	var c clock
+	l := open(t, path, &c)
+	ctx := context.Background()
+	for _, key := range []string{"a", "b"} {
+		if err := l.Put(ctx, "t", key, []byte{0}, time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	wg.Go(func() { // "b" is never ahead of "a"
+		for i := byte(1); ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			for _, key := range []string{"a", "b"} {
+				if err := l.Put(ctx, "t", key, bytes.Repeat([]byte{i}, 5000), time.Time{}); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	})
+	for n := range 10 {
+		to := filepath.Join(t.TempDir(), "copy.db")
+		f, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(l.Copy(f), f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		k := open(t, to, &c)
+		a, errA := k.Get(ctx, "t", "a")
+		b, errB := k.Get(ctx, "t", "b")
+		if errA != nil || errB != nil || a[0] != b[0] && a[0] != b[0]+1 {
+			t.Errorf("copy %d: %v", n, errors.Join(errA, errB))
+		}
+		k.Close()
+	}
+	close(stop)
+	wg.Wait()
+	if err := kv.CopyFile(path, io.Discard); !errors.Is(err, kv.ErrLocked) {
+		t.Errorf("copied a file that is open: %v", err)
+	}
+	l.Close()
+	var whole bytes.Buffer
+	if err := kv.CopyFile(path, &whole); err != nil || whole.Len() == 0 {
+		t.Errorf("%d bytes, %v", whole.Len(), err)
 	}
 }

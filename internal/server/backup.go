@@ -10,9 +10,13 @@ import (
 )
 
 // BackupOffline writes a backup of the book of a configuration that no process
-// serves, as a tar archive.
+// serves, with the state beside it, as a tar archive.
 func BackupOffline(ctx context.Context, f *config.File, w io.Writer, withKeys bool) error {
-	_, err := book.BackupOffline(ctx, BookConfig(f, nil), w, withKeys)
+	beside, err := stateOnDisk(f)
+	if err != nil {
+		return err
+	}
+	_, err = book.BackupOffline(ctx, BookConfig(f, nil), w, withKeys, beside)
 	return err
 }
 

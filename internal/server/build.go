@@ -48,6 +48,7 @@ type parts struct {
 
 	proofAlgorithms string // that proofs may be signed with, for challenges
 
+	keys   *authn.APIKeys      // live state, whatever the configuration
 	cache  *authn.Cache        // verdicts on tokens, whatever the configuration
 	prints map[string][32]byte // of what an issuer, its key source or a pool was made from
 }
@@ -61,17 +62,14 @@ const (
 )
 
 // build makes the parts. Every problem is an error; nothing is started. What is
-// declared as before is taken over from prev with all that it has learned; nil
-// means that there is nothing before.
+// declared as before is taken over from prev with all that it has learned; at
+// the start that has only what is not declared.
 func build(f *config.File, b *book.Book, g *guards, log *slog.Logger, prev *parts) (*parts, error) {
 	p := &parts{
 		guards: g, issuers: map[string]*authn.JWT{}, introspectors: map[string]*authn.Introspector{},
 		sessions: map[string]*authn.Sessions{}, pools: map[string]*upstream.Pool{}, points: map[string]*authz.Point{}, prints: map[string][32]byte{},
 	}
-	if prev == nil {
-		prev = &parts{cache: authn.NewCache(0), tried: &authz.ShadowCounts{}}
-	}
-	p.cache, p.tried = prev.cache, prev.tried
+	p.cache, p.tried, p.keys = prev.cache, prev.tried, prev.keys
 	var errs []error
 	if err := p.addPoints(f); err != nil {
 		errs = append(errs, err)
@@ -110,7 +108,7 @@ func build(f *config.File, b *book.Book, g *guards, log *slog.Logger, prev *part
 		return nil, fmt.Errorf("token_service: %w", err)
 	}
 	var err error
-	if p.rules, err = redact.New(p.withTokenNames(f, redactConfig(f, p.issuers, p.sessions, p.engine))); err != nil {
+	if p.rules, err = redact.New(p.withTokenNames(f, redactConfig(f, p.issuers, p.sessions, p.engine, p.keys))); err != nil {
 		return nil, fmt.Errorf("redact: %w", err)
 	}
 	// The last thing that can fail: nothing decides before it can be looked up.
@@ -304,7 +302,7 @@ func policyConfig(f *config.File) authz.Config {
 	return c
 }
 
-func redactConfig(f *config.File, issuers map[string]*authn.JWT, sessions map[string]*authn.Sessions, engine *authz.Engine) redact.Config {
+func redactConfig(f *config.File, issuers map[string]*authn.JWT, sessions map[string]*authn.Sessions, engine *authz.Engine, keys *authn.APIKeys) redact.Config {
 	c := redact.Config{
 		ClientPrefix4: keepBits(f.Redact.ClientPrefix.V4), ClientPrefix6: keepBits(f.Redact.ClientPrefix.V6),
 		QueryKeys: f.Redact.QueryKeys, Headers: map[string][]string{}, Claims: map[string][]string{},
@@ -347,6 +345,7 @@ func redactConfig(f *config.File, issuers map[string]*authn.JWT, sessions map[st
 		c.Names.Issuers = append(c.Names.Issuers, i.Name)
 		c.Names.Clients = append(c.Names.Clients, i.Clients...)
 	}
+	c.Names.Issuers = append(c.Names.Issuers, f.APIKeys.Issuer)
 	loaded := make([]keyHolder, 0, len(issuers)+len(sessions))
 	for _, j := range issuers {
 		loaded = append(loaded, j)
@@ -355,8 +354,13 @@ func redactConfig(f *config.File, issuers map[string]*authn.JWT, sessions map[st
 		loaded = append(loaded, s)
 	}
 	c.Names.Loaded = func(what redact.Name, value string) bool {
-		if what != redact.KIDName {
+		switch {
+		case what == redact.ClientName:
+			return keys.Knows(value)
+		case what != redact.KIDName:
 			return false
+		case keys.KnowsSecret(value):
+			return true
 		}
 		return slices.ContainsFunc(loaded, func(j keyHolder) bool { return j.HasKey(value) })
 	}

@@ -43,6 +43,17 @@ func (p *parts) buildIdentity(r *config.Route, out *gate.Route) error {
 				return fmt.Errorf("route %q: %w", r.Name, err)
 			}
 			out.Authenticators = append(out.Authenticators, m)
+		case a.APIKey != nil:
+			k, err := authn.NewAPIKey(p.keys, a.APIKey.In)
+			if err != nil {
+				return err
+			}
+			out.Authenticators = append(out.Authenticators, k)
+			for _, field := range a.APIKey.In {
+				if !slices.Contains(out.CredentialFields, field) {
+					out.CredentialFields = append(out.CredentialFields, field)
+				}
+			}
 		}
 	}
 	return addTokenDemands(r, out)

@@ -36,6 +36,7 @@ type Server struct {
 	book   *book.Book
 	state  *kv.Local // what must outlive the process and is no record
 	guards *guards   // over tokens
+	keys   *authn.APIKeys
 	gate   *gate.Gate
 	admin  *admin.API
 	table  *connTable // connections of all lines
@@ -95,7 +96,10 @@ func New(ctx context.Context, f *config.File, log *slog.Logger) (_ *Server, err 
 	if s.guards, err = openGuards(ctx, f, s.book, s.state, log); err != nil {
 		return nil, err
 	}
-	p, err := build(f, s.book, s.guards, log, &parts{cache: authn.NewCache(0), tried: &authz.ShadowCounts{}, token: tokenParts{store: s.state}})
+	if s.keys, err = authn.OpenAPIKeys(ctx, authn.APIKeysConfig{Store: s.state, Issuer: f.APIKeys.Issuer, Logger: log}); err != nil {
+		return nil, stateError(f, err)
+	}
+	p, err := build(f, s.book, s.guards, log, &parts{cache: authn.NewCache(0), tried: &authz.ShadowCounts{}, keys: s.keys, token: tokenParts{store: s.state}})
 	if err != nil {
 		return nil, err
 	}
@@ -107,19 +111,11 @@ func New(ctx context.Context, f *config.File, log *slog.Logger) (_ *Server, err 
 	if err != nil {
 		return nil, err
 	}
-	s.admin = admin.New(admin.Config{Book: s.book, Logger: log, Status: func() any { return s.Status() }, Reload: s.reloadCall, Revoke: s.revokeCall, Calls: slices.Concat(s.zenCalls(), s.tokenCalls(), s.sessionCalls()), Plain: obs.PlainWriter})
+	s.admin = admin.New(admin.Config{
+		Book: bookAndState{s.book, s.state}, Logger: log, Status: func() any { return s.Status() }, Reload: s.reloadCall, Revoke: s.revokeCall,
+		Calls: slices.Concat(s.zenCalls(), s.tokenCalls(), s.sessionCalls()), Keys: keyDesk{s.keys}, Plain: obs.PlainWriter,
+	})
 	return s, s.listen(f)
-}
-
-// StatePath is the file of the state beside the book.
-func StatePath(f *config.File) string { return filepath.Join(string(f.Data), "state", "live.db") }
-
-func openState(f *config.File, b *book.Book) (*kv.Local, error) {
-	key, err := b.StateKey("kv")
-	if err != nil {
-		return nil, fmt.Errorf("the key of the state beside the book: %w", err)
-	}
-	return kv.OpenLocal(StatePath(f), key, nil)
 }
 
 // listen opens every socket, so that a port that is taken stops the start.
@@ -269,6 +265,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.guards.shared != nil {
 		w.start("shared store", s.guards.shared.Run)
 	}
+	w.start("API keys", s.keys.Run)
 	s.startParts(s.now.Load().parts)
 	for name, c := range s.certs() {
 		w.start("certificates of "+name, c.run)

@@ -27,6 +27,7 @@ type Status struct {
 	CheckpointAge float64          `json:"checkpoint_age_s"` // since the newest checkpoint was written; -1: unknown
 	FreeBytes     int64            `json:"free_bytes"`       // where the data is, for the server's user; -1: unknown
 	Book          book.Health      `json:"book"`
+	State         StateStatus      `json:"state"`
 	Connections   int              `json:"connections"`
 	Listeners     []ListenerStatus `json:"listeners"`
 	Issuers       []IssuerStatus   `json:"issuers"`
@@ -85,7 +86,7 @@ func (s *Server) Status() *Status {
 	out := &Status{
 		Status: s.book.Status(), Version: book.Version(), Node: now.file.Node,
 		Snapshot: now.parts.snapshot.ID(), PolicySet: now.parts.engine.SetHash(), LoadedAt: now.since.UTC(), LastReload: s.last.Load(),
-		Ready: true, CheckpointAge: -1, FreeBytes: free(string(now.file.Data)), Book: s.book.Health(), Connections: s.table.open(),
+		Ready: true, CheckpointAge: -1, FreeBytes: free(string(now.file.Data)), Book: s.book.Health(), State: s.stateStatus(now.file), Connections: s.table.open(),
 		Listeners: s.listenerStatus(now.file), Issuers: now.parts.issuerStatus(), Upstreams: now.parts.poolStatus(),
 	}
 	if err := s.Ready(); err != nil {

@@ -155,6 +155,8 @@ func describeAuthn(a *config.Authn) string {
 		return "introspect " + a.Introspect
 	case a.MTLS != nil:
 		return "mtls " + a.MTLS.Name
+	case a.APIKey != nil:
+		return "API key"
 	}
 	if a.Session != "" {
 		return "session " + a.Session

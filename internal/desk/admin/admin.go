@@ -45,6 +45,8 @@ type Config struct {
 	// Revoke makes credentials count no more and says which. It records the call
 	// itself. nil: there is no such call.
 	Revoke func(ctx context.Context, who *Caller, r Revocation) (any, error)
+	// Keys keeps the API keys. nil: there are no calls about them.
+	Keys APIKeys
 	// Plain makes what is written through it fit for a terminal; nil: as it is.
 	Plain  func(io.Writer) io.Writer
 	Logger *slog.Logger
@@ -57,6 +59,7 @@ type API struct {
 	statusOf  func() any
 	reloading func(ctx context.Context, who *Caller) (any, error)
 	revoking  func(ctx context.Context, who *Caller, r Revocation) (any, error)
+	keys      APIKeys
 	plain     func(io.Writer) io.Writer
 	log       *slog.Logger
 	mux       *http.ServeMux
@@ -76,7 +79,7 @@ const (
 // New makes an API.
 func New(c Config) *API {
 	a := &API{
-		book: c.Book, statusOf: c.Status, reloading: c.Reload, revoking: c.Revoke, plain: c.Plain, log: c.Logger,
+		book: c.Book, statusOf: c.Status, reloading: c.Reload, revoking: c.Revoke, keys: c.Keys, plain: c.Plain, log: c.Logger,
 		mux: http.NewServeMux(), tails: make(chan struct{}, maxTails), wait: tailWait,
 	}
 	if a.log == nil {
@@ -104,6 +107,9 @@ func New(c Config) *API {
 	}
 	if a.revoking != nil {
 		a.handle("POST /api/v1/tokens/revoke", actRevoke, Operator, a.revoke)
+	}
+	if a.keys != nil {
+		a.keyCalls()
 	}
 	a.mux.HandleFunc("GET /log/checkpoint", a.checkpoint)
 	return a

@@ -128,6 +128,13 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
+// bookAlone is a book without state beside it.
+type bookAlone struct{ *book.Book }
+
+func (b bookAlone) Backup(w io.Writer, withKeys bool) (*book.BackupInfo, error) {
+	return b.Book.Backup(w, withKeys, nil)
+}
+
 func note(t *testing.T, b *book.Book, n int) {
 	t.Helper()
 	for range n {
@@ -141,7 +148,7 @@ func note(t *testing.T, b *book.Book, n int) {
 // book.
 func TestSlowTailIsCut(t *testing.T) {
 	b := openBook(t)
-	a := New(Config{Book: b})
+	a := New(Config{Book: bookAlone{b}})
 	a.wait = 2 * time.Second
 	p := served(t, a, Local("socket", "uid:1", Roles()...))
 	c := p.dial()
@@ -173,7 +180,7 @@ func TestSlowTailIsCut(t *testing.T) {
 // There are only so many tails.
 func TestTailsAreCapped(t *testing.T) {
 	b := openBook(t)
-	a := New(Config{Book: b})
+	a := New(Config{Book: bookAlone{b}})
 	p := served(t, a, Local("socket", "uid:1", Roles()...))
 	ask := func() (net.Conn, *http.Response) {
 		t.Helper()
@@ -210,7 +217,7 @@ func TestTailsAreCapped(t *testing.T) {
 func TestCallers(t *testing.T) {
 	b := openBook(t)
 	reloads := 0
-	a := New(Config{Book: b, Reload: func(context.Context, *Caller) (any, error) { reloads++; return map[string]int{}, nil }})
+	a := New(Config{Book: bookAlone{b}, Reload: func(context.Context, *Caller) (any, error) { reloads++; return map[string]int{}, nil }})
 	paths := []string{
 		"GET /api/v1/records", "GET /api/v1/records/019ab3c5-7a1e-7c3f-9d42-51f0c2a7e88b", "GET /api/v1/counts?by=kind", "GET /api/v1/tail",
 		"GET /api/v1/status", "POST /api/v1/verify", "POST /api/v1/backup", "POST /api/v1/reload", "GET /log/checkpoint",
@@ -255,7 +262,7 @@ func TestCallers(t *testing.T) {
 // What is answered passes through Plain.
 func TestAnswersArePlain(t *testing.T) {
 	b := openBook(t)
-	a := New(Config{Book: b, Status: func() any { return map[string]string{"a": "\u202e"} }, Plain: func(w io.Writer) io.Writer { return marker{w} }})
+	a := New(Config{Book: bookAlone{b}, Status: func() any { return map[string]string{"a": "\u202e"} }, Plain: func(w io.Writer) io.Writer { return marker{w} }})
 	p := served(t, a, Local("socket", "uid:1", Roles()...))
 	for _, path := range []string{"/api/v1/status", "/api/v1/records", "/api/v1/counts?by=kind"} {
 		c := p.dial()
@@ -282,7 +289,7 @@ func (m marker) Write(b []byte) (int, error) {
 // An error says with which exit code a command ends.
 func TestProblemCodes(t *testing.T) {
 	b := openBook(t)
-	a := New(Config{Book: b, Reload: func(context.Context, *Caller) (any, error) { return nil, ownError{} }})
+	a := New(Config{Book: bookAlone{b}, Reload: func(context.Context, *Caller) (any, error) { return nil, ownError{} }})
 	p := served(t, a, Local("socket", "uid:1", Roles()...))
 	for call, want := range map[string][2]int{
 		"GET /api/v1/records/x": {400, 2},
@@ -437,7 +444,7 @@ func TestCapped(t *testing.T) {
 // TestDoor: refusals wait for one another; each is a record.
 func TestDoor(t *testing.T) {
 	b := openBook(t)
-	a := New(Config{Book: b})
+	a := New(Config{Book: bookAlone{b}})
 	d := &door{api: a, pace: make(chan struct{}, 1), Remote: Remote{
 		Host: func(h string) bool { return h == "admin" || h == "::1" },
 		Authenticate: func(r *http.Request) (*Caller, error) {

@@ -18,7 +18,7 @@ type Role string
 const (
 	Reader   Role = "reader"   // frames, counts, proofs, the status
 	Reveal   Role = "reveal"   // personal parts, besides Reader
-	Operator Role = "operator" // reload, verify, back up
+	Operator Role = "operator" // reload, back up, API keys
 	Privacy  Role = "privacy"  // erase, hold, prune
 	Decide   Role = "decide"   // ask the policies (AuthZEN)
 )
@@ -160,4 +160,10 @@ func (a *API) need(r *http.Request, act string, roles ...Role) error {
 }
 
 // changes tells acts that change something from those that read.
-func changes(act string) bool { return act == actReload || act == actRevoke || act == actSessionRevoke }
+func changes(act string) bool {
+	switch act {
+	case actReload, actRevoke, actSessionRevoke, actKeyCreate, actKeyRotate, actKeyRevoke:
+		return true
+	}
+	return false
+}

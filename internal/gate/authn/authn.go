@@ -23,7 +23,7 @@ var ErrNoCredential = errors.New("no credential for this authentication method")
 // shared between requests (the verification cache hands out the same one), so
 // nobody may write to it or to what it points at.
 type Principal struct {
-	Method  string // "jwt", "introspect" or MethodMTLS
+	Method  string // "jwt", "introspect", "apikey" or MethodMTLS
 	Issuer  string // configured name of the issuer, never its URL
 	Subject string // unique only together with Issuer
 	Client  string // OAuth client id; empty if the token names none
@@ -32,10 +32,15 @@ type Principal struct {
 
 	ACR, KID, Alg, TokenID string
 
-	// Each is zero if not stated, which only AuthTime may be in a JWT.
+	// Each is zero if not stated, which only AuthTime may be in a JWT; of an API
+	// key only IssuedAt is always there.
 	IssuedAt, Expires, AuthTime time.Time
 
 	Name, Email, Tenant string
+
+	// Routes are the only routes that the credential is good for; nil: it says
+	// nothing about routes.
+	Routes []string
 
 	// Audiences are those that the credential names; nil for one that names
 	// none, such as a client certificate.
