@@ -77,6 +77,9 @@ func (rec *Recorder) append(ctx context.Context, kind ledger.ItemKind, marked bo
 	if kind == ledger.ItemRecord {
 		b.blind.settled(r.ID)
 	}
+	if r.Kind == record.KindAlert {
+		b.alerts.add(r.Event.Name)
+	}
 	b.appended(buf)
 	return nil
 }

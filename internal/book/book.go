@@ -267,6 +267,7 @@ type Book struct {
 	tokens keys.Key // of TokenHash
 	boot   bootID
 	folds  *folds
+	alerts alertCounts
 	begun  time.Time
 
 	blind    *blind

@@ -28,6 +28,7 @@ func Fixed(was, is *File) []string {
 	differ("origin", was.Origin, is.Origin)
 	differ("keys", was.Keys, is.Keys)
 	differ("book", was.Book, is.Book)
+	differ("detect.verifiers", was.Detect.Verifiers, is.Detect.Verifiers)
 	differ("apikeys.issuer", was.APIKeys.Issuer, is.APIKeys.Issuer)
 	differ("health.address", was.Health.Address, is.Health.Address)
 	differ("admin.socket", was.Admin.Socket, is.Admin.Socket)

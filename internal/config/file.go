@@ -41,7 +41,7 @@ type File struct {
 	Limits       map[string]Limit    `key:"limits" names:"name" doc:"Rate limits, by the name that routes use."`
 	Redact       Redact              `key:"redact" doc:"What records keep beyond the fixed allow-list."`
 	Classes      map[string]Class    `key:"classes" names:"name" later:"retention of records by class" doc:"How long records are kept, by class."`
-	Detect       Later               `key:"detect" later:"detection rules and alerts" doc:"Rules that raise alerts."`
+	Detect       Detect              `key:"detect" doc:"What is done about callers who fail again and again, and when it is an alert."`
 	Sinks        Later               `key:"sinks" later:"delivery of records to outside systems" doc:"Outside systems that receive records."`
 	Reload       Reload              `key:"reload" doc:"When the file is read again besides SIGHUP and gatebook reload. Certificates are always read again when they change."`
 	RequestID    RequestID           `key:"request_id" doc:"Request ids made by others."`
@@ -419,6 +419,41 @@ type Limit struct {
 type Redact struct {
 	ClientPrefix Prefixes            `key:"client_prefix" default:"/24,/32" doc:"Bits of an IPv4 and IPv6 client address kept in the frame, or none."`
 	QueryKeys    map[string][]string `key:"query_keys" names:"route" form:"text" doc:"Query parameters kept in the personal part, by route. All others are dropped."`
+}
+
+// Values of FailedLogins.Action.
+const (
+	ActionRefuse = "refuse"
+	ActionCount  = "count"
+)
+
+// Detect says what a series of refusals leads to.
+type Detect struct {
+	Window       Duration     `key:"window" default:"1m" min:"1s" max:"1h" doc:"Of one kind, by one address prefix or person, there is at most one alert in this time."`
+	FailedLogins FailedLogins `key:"failed_logins" doc:"When callers whose credentials fail are answered 429 before anything is checked. Whose credential was found good before is not."`
+	Verifiers    int          `key:"verifiers" default:"0" min:"0" max:"1024" doc:"Signatures of tokens and proofs that are checked at a time, of all issuers; more wait, at most five seconds, and are then answered 503. 0: as many as there are processors. Only a restart can change it."`
+	Alerts       Alerts       `key:"alerts" doc:"How many events in a window make an alert, by its name in the OWASP Application Logging Vocabulary; 0: never."`
+}
+
+// FailedLogins limits failed authentication.
+type FailedLogins struct {
+	Rate   Rate   `key:"rate" default:"100/m" doc:"Failures from one address prefix (a whole IPv4 address, the first 64 bits of IPv6)."`
+	By     string `key:"by" default:"prefix" enum:"prefix" doc:"What rate counts by."`
+	Name   Rate   `key:"name" default:"20/m" doc:"Failures that claim one name, from one address prefix: those who share it with a guesser are not held back for it."`
+	Spread Rate   `key:"spread" default:"1000/m" doc:"Failures that claim one name, from everywhere. More of them make an alert; nobody is held back, or strangers could lock out whom they name."`
+	Action string `key:"action" default:"refuse" enum:"refuse count" doc:"Answer 429, or only make alerts."`
+}
+
+// Alerts are thresholds.
+type Alerts struct {
+	LoginFail    int `key:"authn_login_fail" default:"20" min:"0" max:"1000000000" doc:"Credentials that fail, but for those that are only past their time."`
+	LoginFailMax int `key:"authn_login_fail_max" default:"1" min:"0" max:"1000000000" doc:"Requests at or over a limit of failed_logins."`
+	TokenReuse   int `key:"authn_token_reuse" default:"1" min:"0" max:"1000000000" doc:"Tokens that may be used once and came again."`
+	AuthzFail    int `key:"authz_fail" default:"20" min:"0" max:"1000000000" doc:"Requests that policies deny, by person."`
+	RateLimit    int `key:"excess_rate_limit_exceeded" default:"20" min:"0" max:"1000000000" doc:"Requests over a limit."`
+	Input        int `key:"input_validation_fail" default:"20" min:"0" max:"1000000000" doc:"Requests that are malformed or not canonical."`
+	Excess404    int `key:"malicious_excess_404" default:"50" min:"0" max:"1000000000" doc:"Requests for what no route has."`
+	Crash        int `key:"sys_crash" default:"1" min:"0" max:"1000000000" doc:"Faults of the gate itself."`
 }
 
 // Class is how long records of a class are kept.

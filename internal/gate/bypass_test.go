@@ -39,10 +39,10 @@ var notYet = map[string]string{
 	"Pomerium CVE-2024-39315, CVE-2021-29651": "the gate has no pages of its own that show tokens, and redirects nobody with one",
 	"Traefik CVE-2026-32305, -53622, -48491":  "all names of a listener have one TLS configuration, client certificates are not asked for, and there is no HTTP/3",
 	"Caddy CVE-2026-27586 (client CA)":        "there are no client certificates; a CA for an upstream or an issuer that cannot be read stops the start",
-	"Caddy GO-2026-5408, -5743":               "administration is a socket of its own, with nothing that is told apart by prefix",
-	"Kong CVE-2020-11710":                     "administration over TCP is refused by the configuration",
+	"Caddy GO-2026-5408, -5743":               "administration is none of this package's; TestBypassAdmin of cmd/gatebook tries it",
+	"Kong CVE-2020-11710":                     "administration is none of this package's; TestBypassAdmin of cmd/gatebook tries it",
 	"Teleport CVE-2025-49825, 10.3.11":        "credentials are not renewed and no session is bound to a client",
-	"Authelia CVE-2025-24806":                 "there are no passwords, so nothing to lock out; the limit by subject is tried below",
+	"Authelia CVE-2025-24806":                 "TestBypassAutheliaCVE202524806 tries the limits on failed authentication; that by subject is tried below",
 	"Skipper CVE-2026-50197 (policy)":         "policies do not look into bodies; the limit on their size is tried below",
 }
 

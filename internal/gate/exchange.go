@@ -77,6 +77,8 @@ type exchange struct {
 	allow     string         // Allow field of a 405
 	limited   *ratelimit.Rule
 	limit     ratelimit.Result
+	failMax   bool // this failure is one too many of its address prefix
+	spread    bool // the same, of the name that it claims
 
 	params []authz.Param
 	values []string

@@ -70,6 +70,11 @@ func (g *Gate) Refuse(f *ConnFacts, what Refusal) (id string, err error) {
 		why = bookReason(err)
 	}
 	g.counts.add(what.Kind, why, what.Status)
+	if snap.alerts.Window > 0 {
+		at := start.UnixMicro()
+		g.alerts.add(&snap.alerts, alertKey{name: alertOf(what.Reason), prefix: snap.recordPrefix(f.Remote.Addr().Unmap().WithZone(""))},
+			&alertEvents{count: 1, first: at, last: at, link: rec.ID, why: what.Reason})
+	}
 	return rec.ID.String(), err
 }
 

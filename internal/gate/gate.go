@@ -140,6 +140,8 @@ type Gate struct {
 	draining atomic.Bool
 	cutting  atomic.Bool
 	counts   counts
+	failures failures
+	alerts   alerts
 	spare    sync.Pool // of *exchange
 }
 
@@ -148,7 +150,7 @@ func New(c Config, s *Snapshot) (*Gate, error) {
 	if c.NewID == nil || c.Limiter == nil || s == nil {
 		return nil, errors.New("gate: NewID, Limiter and a snapshot are required")
 	}
-	g := &Gate{newID: c.NewID, limiter: c.Limiter, tokenHash: c.TokenHash, now: c.Now, log: c.Log, counts: newCounts()}
+	g := &Gate{newID: c.NewID, limiter: c.Limiter, tokenHash: c.TokenHash, now: c.Now, log: c.Log, counts: newCounts(), alerts: alerts{table: map[alertKey]*alertEvents{}}}
 	if g.now == nil {
 		g.now = time.Now
 	}

@@ -49,6 +49,7 @@ func (x *exchange) finish() {
 	} else {
 		x.g.counts.add(x.rec.Kind, x.why, x.rec.Status)
 	}
+	x.alarm()
 	x.release()
 	x.g.end(x)
 }

@@ -151,6 +151,10 @@ type SnapshotConfig struct {
 	// AcceptRequestIDs keeps the X-Request-Id of trusted peers in the personal
 	// part of the record; nobody's is kept otherwise.
 	AcceptRequestIDs bool
+	// Failures limits failed authentication, Alerts says when a series of
+	// refusals is an alert.
+	Failures FailureLimits
+	Alerts   AlertRules
 }
 
 // Snapshot is what one configuration declares. It is immutable; an exchange
@@ -165,6 +169,8 @@ type Snapshot struct {
 	methods   map[string]bool // likewise
 
 	acceptIDs bool
+	failures  FailureLimits
+	alerts    AlertRules
 
 	identities []string // fields of all identities: nobody's but ours go on
 
@@ -199,6 +205,8 @@ func NewSnapshot(c SnapshotConfig) (*Snapshot, error) {
 		recordBits4: orDefault(c.RecordBits4, 24), recordBits6: orDefault(c.RecordBits6, 32),
 		limitBits4: orDefault(c.LimitBits4, 32), limitBits6: orDefault(c.LimitBits6, 64),
 	}
+	s.failures, s.alerts = c.Failures, c.Alerts
+	s.failures.complete()
 	if s.challenge.Realm == "" {
 		s.challenge.Realm = "gatebook"
 	}
@@ -216,6 +224,13 @@ func NewSnapshot(c SnapshotConfig) (*Snapshot, error) {
 	}
 	for _, m := range defaultMethods {
 		s.methods[m] = true
+	}
+	for _, r := range s.failures.rules() {
+		if err := r.Validate(); err != nil {
+			errs = append(errs, err)
+		} else if r.Key != ratelimit.KeyPrefix {
+			errs = append(errs, errors.New("limits on failed authentication are kept with those by prefix, since strangers choose their keys"))
+		}
 	}
 	errs = append(errs, s.addRoutes(c.Routes)...)
 	errs = append(errs, s.addListeners(c)...)

@@ -21,6 +21,9 @@ import (
 type Limiter interface {
 	Take(rule *ratelimit.Rule, key string, now time.Time) ratelimit.Result
 	TakePrefix(rule *ratelimit.Rule, prefix netip.Prefix, now time.Time) ratelimit.Result
+	// Peek and PeekPrefix look without counting.
+	Peek(rule *ratelimit.Rule, key string, now time.Time) ratelimit.Result
+	PeekPrefix(rule *ratelimit.Rule, prefix netip.Prefix, now time.Time) ratelimit.Result
 }
 
 // The outcomes of authentication and limits, and the decisions, in records.
@@ -176,6 +179,9 @@ func (x *exchange) authenticate() bool {
 	if x.twoCredentials() {
 		return x.notAuthenticated(nil, &authn.Failure{Reason: reason.TwoCredentials})
 	}
+	if x.heldBack() {
+		return false
+	}
 	var notMine *authn.Failure
 	for _, a := range x.route.Authenticators {
 		p, err := x.ask(a)
@@ -290,6 +296,7 @@ func (x *exchange) notAuthenticated(a Authenticator, err error) bool {
 		method = m.Method()
 	}
 	x.noteFailure(f, method)
+	x.countFailure(f)
 	x.lap(&x.rec.Phase.Auth)
 	return x.fail(f.Reason)
 }

@@ -389,6 +389,7 @@ func (p *parts) buildSnapshot(f *config.File, b *book.Book) (*gate.Snapshot, err
 		RecordBits4: f.Redact.ClientPrefix.V4, RecordBits6: f.Redact.ClientPrefix.V6,
 		AcceptRequestIDs: f.RequestID.AcceptFrom == config.AcceptTrusted,
 	}
+	c.Failures, c.Alerts = failureLimits(&f.Detect), alertRules(&f.Detect)
 	for _, l := range f.Listen {
 		if !l.RedirectToHTTPS {
 			c.Listeners = append(c.Listeners, gate.Listener{Name: l.Name, Trusted: l.Trusted, ClientCert: l.ClientCert, ClientAuth: clientAuthOf(&l)})

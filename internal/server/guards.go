@@ -53,7 +53,7 @@ const replayTable, replayBegun = "replay", "begun"
 
 // openGuards reads what was kept of before.
 func openGuards(ctx context.Context, f *config.File, b *book.Book, state *kv.Local, log *slog.Logger) (_ *guards, err error) {
-	g := &guards{state: state, slots: authn.NewSlots(0), revoked: authn.NewRevocations(state, nil), alerts: make(chan authn.ReuseAlert, maxAlerts)}
+	g := &guards{state: state, slots: authn.NewSlots(f.Detect.Verifiers), revoked: authn.NewRevocations(state, nil), alerts: make(chan authn.ReuseAlert, maxAlerts)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.close())

@@ -135,7 +135,7 @@ func (s *Server) listen(f *config.File) (err error) {
 		s.remote = r
 	}
 	if f.Health.Address != "" {
-		h, err := newHealthLine(f.Health.Address, s.Ready, s.gauges(), s.counters())
+		h, err := newHealthLine(f.Health.Address, s.Ready, s.gauges(), append(s.counters(), s.authnCounters()...))
 		if err != nil {
 			return fmt.Errorf("health: %w", err)
 		}
@@ -201,6 +201,7 @@ func (s *Server) gauges() []obs.Gauge {
 	}
 	gauges = append(append(gauges, s.bookGauges()...), s.guards.gauges()...)
 	gauges = append(gauges, s.introspectionGauges()...)
+	gauges = append(gauges, s.verifyingGauges()...)
 	return append(append(gauges, s.connGauges()...), s.limitGauges()...)
 }
 
@@ -266,6 +267,7 @@ func (s *Server) Run(ctx context.Context) error {
 		w.start("shared store", s.guards.shared.Run)
 	}
 	w.start("API keys", s.keys.Run)
+	w.start("alerts", s.gate.RunAlerts)
 	s.startParts(s.now.Load().parts)
 	for name, c := range s.certs() {
 		w.start("certificates of "+name, c.run)

@@ -221,6 +221,9 @@ func (i *Introspector) sift(raw string) error {
 			return fail(reason.TokenMalformed, "token has a character outside b64token")
 		}
 	}
+	if HasKeyPrefix(raw) {
+		return &NotMine{*fail(reason.TokenMalformed, "token is an API key of this gate")}
+	}
 	mine := len(i.prefixes) == 0
 	for _, p := range i.prefixes {
 		mine = mine || strings.HasPrefix(raw, p)

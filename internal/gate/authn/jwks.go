@@ -125,6 +125,7 @@ type keyStore struct {
 	now     func() time.Time
 	log     *slog.Logger
 
+	costs   fetchCounts
 	running atomic.Bool
 	loaded  atomic.Pointer[keys] // stored by the one fetch in flight
 
@@ -214,6 +215,7 @@ func (s *keyStore) request(ctx context.Context, may func(now time.Time) bool) bo
 	if f := s.flight; f != nil {
 		if s.waiting >= maxWaiters {
 			s.mu.Unlock()
+			s.costs.withheld.Add(1)
 			return false
 		}
 		s.waiting++
@@ -223,6 +225,7 @@ func (s *keyStore) request(ctx context.Context, may func(now time.Time) bool) bo
 	now := s.now()
 	if !may(now) {
 		s.mu.Unlock()
+		s.costs.withheld.Add(1)
 		return false
 	}
 	f := s.begin(now)
@@ -263,8 +266,10 @@ func (s *keyStore) run(ctx context.Context, f *flight) {
 		s.lastErr = err
 		if err == nil {
 			s.fails = 0
+			s.costs.good.Add(1)
 		} else {
 			s.fails++
+			s.costs.failed.Add(1)
 		}
 		s.mu.Unlock()
 		close(f.done)

@@ -100,16 +100,25 @@ func (t *Table) Peek(rule *Rule, key string, now time.Time) Result {
 // TakePrefix is Take with the text form of the prefix as the key; it builds
 // that text without allocating.
 func (t *Table) TakePrefix(rule *Rule, prefix netip.Prefix, now time.Time) Result {
+	return t.doPrefix(rule, prefix, now, opTake)
+}
+
+// PeekPrefix is TakePrefix without the charge and without remembering the key.
+func (t *Table) PeekPrefix(rule *Rule, prefix netip.Prefix, now time.Time) Result {
+	return t.doPrefix(rule, prefix, now, opPeek)
+}
+
+func (t *Table) doPrefix(rule *Rule, prefix netip.Prefix, now time.Time, o op) Result {
 	if !rule.valid() {
 		return refused(rule)
 	}
 	var buf [64]byte
 	h := t.mix(rule, maphash.Bytes(t.seed, prefix.AppendTo(buf[:0])))
 	ns := t.clock.now(now)
-	if res, ok := t.region(rule).step(h, rule, ns, opTake); ok {
+	if res, ok := t.region(rule).step(h, rule, ns, o); ok {
 		return res
 	}
-	return t.overflow(rule, prefix.String(), ns, opTake)
+	return t.overflow(rule, prefix.String(), ns, o)
 }
 
 // Refund gives back one request that Take charged, when something decided
