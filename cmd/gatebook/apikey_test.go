@@ -42,8 +42,8 @@ func (s *site) newKey(args ...string) (id, secret string) {
 	return k.ID, k.Key
 }
 
-// ask sends a GET with header lines and returns status, id and body.
-func (s *site) ask(path string, lines ...string) (status int, id, body string) {
+// tryKey sends a GET with header lines and returns status, id and body.
+func (s *site) tryKey(path string, lines ...string) (status int, id, body string) {
 	s.t.Helper()
 	req, err := http.NewRequest("GET", "https://"+s.addr+path, nil)
 	if err != nil {
@@ -71,7 +71,8 @@ func TestAPIKeyDecisions(t *testing.T) {
 	up := newUpstream(t)
 	s, env := keySite(t, up.URL)
 	s.start()
-	defer s.stop()
+	t.Cleanup(func() { s.keepsNo("gbk_") })
+	t.Cleanup(s.stop)
 	clerkID, clerk := s.newKey("--owner", "billing", "--role", "clerk")
 	_, plain := s.newKey("--owner", "nobody-special")
 	_, narrow := s.newKey("--owner", "billing", "--role", "clerk", "--route", "reports")
@@ -116,7 +117,7 @@ func TestAPIKeyDecisions(t *testing.T) {
 		{"the first by another key of the owner", "/v1/per_key", []string{"X-API-Key: " + scoped}, 200, ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			status, id, body := s.ask(row.path, row.lines...)
+			status, id, body := s.tryKey(row.path, row.lines...)
 			if status != row.status || row.reason != "" && strings.Contains(body, row.reason) {
 				t.Errorf("status %d, want %d: %s", status, row.status, body)
 			}
@@ -158,6 +159,30 @@ func TestAPIKeyDecisions(t *testing.T) {
 	}
 }
 
+// keepsNo demands that what was printed and what is on the disk lack a text.
+func (s *site) keepsNo(text string) {
+	s.t.Helper()
+	if strings.Contains(s.stderr.String(), text) {
+		s.t.Errorf("the process log has %q: %s", text, s.stderr)
+	}
+	err := filepath.WalkDir(s.dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if strings.Contains(string(b), text) {
+			s.t.Errorf("%s has %q", path, text)
+		}
+		return err
+	})
+	if err != nil {
+		s.t.Error(err)
+	}
+	if out := s.command(0, "search", "true", "--reveal", "--json", "--limit", "100000"); strings.Contains(out, text) {
+		s.t.Errorf("a record has %q", text)
+	}
+}
+
 // crcOf is the checksum of a key's beginning, by another way than the gate's.
 func crcOf(s string) string {
 	crc := ^uint32(0)
@@ -191,7 +216,7 @@ func TestAPIKeyIsNotForwarded(t *testing.T) {
 	defer s.stop()
 	id, key := s.newKey("--owner", "billing", "--role", "clerk")
 	for path, line := range map[string]string{"/v1/orders/1": "X-API-Key: " + key, "/v1/orders/2": "Authorization: Bearer " + key, "/v1/own": "X-Acme-Key: " + key} {
-		if status, _, body := s.ask(path, line); status != 200 {
+		if status, _, body := s.tryKey(path, line); status != 200 {
 			t.Fatalf("%s: %d %s", line, status, body)
 		}
 		mu.Lock()
@@ -213,10 +238,10 @@ func TestAPIKeyActs(t *testing.T) {
 	offlineID, offline := s.newKey("--owner", "ops", "--role", "clerk") // no server runs
 	s.start()
 	id, first := s.newKey("--owner", "Ann Owner", "--role", "clerk", "--expires", "never", "--tenant", "acme")
-	if status, _, _ := s.ask("/v1/orders/1", "X-API-Key: "+offline); status != 200 {
+	if status, _, _ := s.tryKey("/v1/orders/1", "X-API-Key: "+offline); status != 200 {
 		t.Errorf("a key that was made offline: %d", status)
 	}
-	if status, _, _ := s.ask("/v1/orders/1", "X-API-Key: "+first); status != 200 {
+	if status, _, _ := s.tryKey("/v1/orders/1", "X-API-Key: "+first); status != 200 {
 		t.Errorf("a new key: %d", status)
 	}
 	second := strings.TrimSpace(s.command(0, "apikey", "rotate", id, "--overlap", "1h"))
@@ -224,7 +249,7 @@ func TestAPIKeyActs(t *testing.T) {
 		t.Errorf("rotate prints %q and says %q", second, s.said)
 	}
 	for _, k := range []string{first, second} {
-		if status, _, _ := s.ask("/v1/orders/1", "X-API-Key: "+k); status != 200 {
+		if status, _, _ := s.tryKey("/v1/orders/1", "X-API-Key: "+k); status != 200 {
 			t.Errorf("in the overlap: %d", status)
 		}
 	}
@@ -238,7 +263,7 @@ func TestAPIKeyActs(t *testing.T) {
 		t.Errorf("%s", out)
 	}
 	for _, k := range []string{first, second} {
-		if status, _, _ := s.ask("/v1/orders/1", "X-API-Key: "+k); status != 401 {
+		if status, _, _ := s.tryKey("/v1/orders/1", "X-API-Key: "+k); status != 401 {
 			t.Errorf("at once after the revocation: %d", status)
 		}
 	}
@@ -315,7 +340,7 @@ func TestAPIKeysSurvive(t *testing.T) {
 	for round := range rounds {
 		s.start()
 		for id, k := range good {
-			if status, _, _ := s.ask("/v1/orders/1", "X-API-Key: "+k); status != 200 {
+			if status, _, _ := s.tryKey("/v1/orders/1", "X-API-Key: "+k); status != 200 {
 				t.Fatalf("round %d: key %s is answered %d", round, id, status)
 			}
 		}
@@ -398,7 +423,7 @@ func TestAPIKeysSurvive(t *testing.T) {
 	s.command(0, "book", "new", "--reason", "restored", "--continues", checkpoint)
 	s.start()
 	for id, k := range good {
-		if status, _, _ := s.ask("/v1/orders/1", "X-API-Key: "+k); status != 200 {
+		if status, _, _ := s.tryKey("/v1/orders/1", "X-API-Key: "+k); status != 200 {
 			t.Errorf("restored: key %s is answered %d", id, status)
 		}
 	}
@@ -498,7 +523,7 @@ func TestAPIKeyLastUse(t *testing.T) {
 	if out := s.command(0, "apikey", "show", id); !strings.Contains(out, "last used never") {
 		t.Errorf("%s", out)
 	}
-	s.ask("/v1/orders/1", "X-API-Key: "+key)
+	s.tryKey("/v1/orders/1", "X-API-Key: "+key)
 	s.stop()
 	if out := s.command(0, "apikey", "show", id); !strings.Contains(out, "last used "+time.Now().UTC().Format("2006")) {
 		t.Errorf("%s", out)

@@ -68,6 +68,7 @@ func canaries() []canary {
 		{"azure account key", "AccountKey=Eby8vdM02xNOcqFlqUwJPLlmEtlCANARYDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq==", "Eby8vdM02xNOcqFlqUwJPLlmEtl", shaped},
 		{"azure access signature", "SharedAccessSignature=sv2024sigCanary0x1", "", shaped},
 		{"gatebook key", "gbk_canary1d_s3cr3ts3cr3t", "", shaped},
+		{"gatebook API key", "gbk_7Canary0ApiKeyQ2w9Xz4Lm8Rt1Vb6Np3Hs5Jd0Gf1C2Jx1zu", "", shaped},
 		{"private key", "-----BEGIN PRIVATE KEY-----MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgCANARY", "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49", shaped},
 		{"basic credentials", "Basic Y2FuYXJ5LXVzZXI6aHVudGVyMi1jYW5hcnk=", "Y2FuYXJ5LXVzZXI6aHVudGVyMi1jYW5hcnk", shaped},
 		{"bearer credentials", "Bearer mF_9.canary5f-4.1JqM", "mF_9.canary5f-4.1JqM", shaped},

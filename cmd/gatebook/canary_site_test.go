@@ -167,9 +167,11 @@ routes:
   - {name: open, path: "/open/{rest...}", upstream: app, public: true, max_body: 64KiB, record: {headers: [accept-language, x-order, from]}}
   - {name: relaxed, path: "/relaxed/{rest...}", upstream: app, public: true, path_rules: {allow: [percent], strict: observe}}
   - {name: guarded, path: "/guarded/{rest...}", upstream: app, authn: [{jwt: corp}], record: {headers: [x-order], claims: [department]}}
+  - {name: keyed, path: "/keyed/{rest...}", upstream: app, authn: [{jwt: corp}, {apikey: {}}]}
   - {name: raw, path: "/raw/{mode}/{number}", methods: [GET], upstream: raw, public: true}
   - {name: gone, path: "/gone/{rest...}", upstream: gone, public: true}
 policies: {dir: policies}
+detect: {failed_logins: {action: count}}
 redact: {query_keys: {open: [page, note], guarded: [page, note]}}
 request_id: {accept_from: trusted}
 `, s.addr, s.mesh, s.health, jwtattack.Issuer, jwtattack.Audience, u.app.URL, u.raw.Addr(), freeAddr(t)))

@@ -101,6 +101,9 @@ func canaryPositions() []canaryPosition {
 	for _, auth := range []string{"Bearer %V", "Basic %V", "%V", "DPoP %V", "Token token=%V", "Bearer a.%V.c"} {
 		out = append(out, canaryPosition{"authorization " + auth, "GET /guarded/x HTTP/1.1\r\n" + canaryHead + "Authorization: " + auth + "\r\n\r\n", ""})
 	}
+	for _, line := range []string{"X-Api-Key: %V", "Authorization: Bearer %V", "X-Api-Key: %V\r\nAuthorization: Bearer %V", "X-Api-Key: gbk_%V"} {
+		out = append(out, canaryPosition{"API key " + line, "GET /keyed/x HTTP/1.1\r\n" + canaryHead + line + "\r\n\r\n", ""})
+	}
 	for _, line := range []string{"DPoP: %V", "X-Api-Key: %V", "Cookie: session=%V", "Authorization: Bearer %V\r\nAuthorization: Basic %V", "Proxy-Authorization: Basic %V"} {
 		out = append(out, canaryPosition{"credential " + line, "GET /guarded/x HTTP/1.1\r\n" + canaryHead + line + "\r\n\r\n", ""})
 	}

@@ -69,9 +69,6 @@ var reasonsElsewhere = map[string]elsewhere{
 	"binding_mismatch":     {"it takes routes that bind tokens", "cmd/gatebook.TestProofsEndToEnd"},
 	"dpop_proof":           {"it takes routes that bind tokens", "cmd/gatebook.TestProofsEndToEnd"},
 	"dpop_nonce":           {"it takes routes that bind tokens", "cmd/gatebook.TestProofNonces"},
-	"key_unknown":          {why: "there are no API keys in this release"},
-	"key_expired":          {why: "there are no API keys in this release"},
-	"key_revoked":          {why: "there are no API keys in this release"},
 	"session_expired":      {"it takes a browser that has logged in", "cmd/gatebook.TestBrowserSession"},
 	"cross_site":           {"it takes a browser that has logged in", "cmd/gatebook.TestBrowserSession"},
 
@@ -396,7 +393,15 @@ func tokenEvents() []event {
 		demanded("token_malformed", "introspected", asks(get("/asked/x", "Authorization: Bearer nobody"))),
 		demanded("token_lifetime_exceeded", "introspected", asks(get("/asked/x", "Authorization: Bearer eternal"))),
 		demanded("binding_required", "introspected", asks(get("/asked/x", "Authorization: Bearer bound"))),
+		refusal("key_unknown", keyed("unknown")),
+		refusal("key_expired", keyed("replaced")),
+		refusal("key_revoked", keyed("revoked")),
 	}
+}
+
+// keyed sends the API key of that name.
+func keyed(name string) func(v *visit) (reply, error) {
+	return func(v *visit) (reply, error) { return v.ask(v.w.mesh, get("/keyed/x", "X-API-Key: "+v.w.keys[name])) }
 }
 
 func bindingEvents() []event {

@@ -29,8 +29,9 @@ type world struct {
 	mesh    string // its listener without TLS
 	door    string // its listener that only redirects
 	health  string
-	hello   string      // a ClientHello
-	arrived chan string // ids of requests that the service keeps waiting
+	hello   string            // a ClientHello
+	keys    map[string]string // API keys that are not taken, by why
+	arrived chan string       // ids of requests that the service keeps waiting
 	release chan struct{}
 }
 
@@ -83,6 +84,7 @@ upstreams:
 routes:
   - {name: open, path: "/open/{rest...}", methods: [GET, POST], upstream: app, public: true, max_body: 1KiB}
   - {name: guarded, path: "/guarded/{rest...}", upstream: app, authn: [{jwt: corp}]}
+  - {name: keyed, path: "/keyed/{rest...}", upstream: app, authn: [{apikey: {}}]}
   - {name: foreign, path: "/foreign/{rest...}", upstream: app, authn: [{jwt: away}]}
   - {name: asked, path: "/asked/{rest...}", upstream: app, authn: [{jwt: corp}, {introspect: asked}], resource: "http://localhost/asked"}
   - {name: mute, path: "/mute/{rest...}", upstream: app, authn: [{introspect: mute}]}
@@ -99,10 +101,18 @@ routes:
 limits:
   tight: {key: prefix, rate: 1/h, burst: 1}
 policies: {dir: policies}
+detect: {failed_logins: {action: count}}
 `, w.addr, w.mesh, w.door, w.health, jwtattack.Issuer, jwtattack.Audience, jwtattack.Audience,
 		jwtattack.Audience, tokens.URL, jwtattack.Audience, service.URL, freeAddr(t), service.URL))
 	w.run(0, "check", w.dir+"/gatebook.yaml")
 	w.hello = clientHello(t)
+	w.keys = map[string]string{"unknown": "gbk_" + strings.Repeat("0", 43)}
+	w.keys["unknown"] += crcOf(w.keys["unknown"])
+	for name, act := range map[string][]string{"replaced": {"rotate", "--overlap", "0s"}, "revoked": {"revoke"}} {
+		id, key := w.newKey("--owner", "o")
+		w.command(0, append([]string{"apikey", act[0], id}, act[1:]...)...)
+		w.keys[name] = key
+	}
 	return w
 }
 

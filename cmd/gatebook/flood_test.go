@@ -45,6 +45,7 @@ routes:
 limits:
   tight: {key: prefix, rate: 1/h, burst: 2}
 policies: {dir: policies}
+detect: {failed_logins: {action: count}}
 `, s.addr, mesh, health, jwtattack.Issuer, jwtattack.Audience, upstream))
 	s.run(0, "check", filepath.Join(s.dir, "gatebook.yaml"))
 	return s, mesh, health
