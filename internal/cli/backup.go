@@ -95,7 +95,7 @@ for what was recorded after the backup would be signed a second time; see
 			}
 			a.printf("restored %d leaves of %s, as of %s\n", info.Leaves, info.Origin, info.Time.Format(time.RFC3339))
 			if info.HasState() {
-				a.printf("API keys are as they were then: \"gatebook apikey list\" shows them; revoke again what was revoked since\n")
+				a.printf("API keys and revoked tokens are as they were then: \"gatebook apikey list\" shows the keys; revoke again what was revoked since\n")
 			}
 			a.printf("next: gatebook book new --reason restored --continues CHECKPOINT\n")
 			return nil

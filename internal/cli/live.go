@@ -34,8 +34,8 @@ read, checked and built whole before anything changes; if something is wrong the
 server goes on as before and the reason is printed here, logged and recorded.
 Requests under way end with the configuration that they began with.
 
-Only a restart can change data, node, origin, keys, book, the addresses and kinds
-of listeners, health.address, admin.socket and admin.address.`,
+Only a restart can change data, node, origin, keys, book, apikeys.issuer,
+detect.verifiers, the addresses and kinds of listeners, health.address, admin.socket and admin.address.`,
 		Example: "  gatebook check && gatebook reload",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {

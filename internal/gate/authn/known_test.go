@@ -4,13 +4,17 @@ import (
 	"context"
 	"testing"
 
+	"github.com/gatebook/gatebook/internal/gate/authn"
 	"github.com/gatebook/gatebook/internal/gate/canon"
 	"github.com/gatebook/gatebook/internal/testenv/jwtattack"
 )
 
 // What is known and what is claimed is told without a signature being checked.
 func TestKnownAndClaims(t *testing.T) {
-	j := newJWT(t, tableConfig(t))
+	slots := authn.NewSlots(2)
+	c := tableConfig(t)
+	c.Slots = slots
+	j := newJWT(t, c)
 	req := func(value string) *canon.Request {
 		return &canon.Request{Fields: []canon.Field{{Name: "authorization", Value: value}}}
 	}
@@ -22,8 +26,8 @@ func TestKnownAndClaims(t *testing.T) {
 			t.Errorf("%s: known", name)
 		}
 	}
-	if n := j.Costs(); n.AtOnce != 0 || n.Fetched != 0 {
-		t.Errorf("asking cost %+v", n)
+	if n, k := slots.Costs(), j.Costs(); n.AtOnce != 0 || k.Good != 0 {
+		t.Errorf("asking cost %+v, %+v", n, k)
 	}
 	if _, err := j.Authenticate(context.Background(), req("Bearer "+good)); err != nil {
 		t.Fatal(err)
@@ -31,9 +35,9 @@ func TestKnownAndClaims(t *testing.T) {
 	if _, err := j.Authenticate(context.Background(), req("Bearer "+forged)); err == nil {
 		t.Fatal("a forged token is taken")
 	}
-	before := j.Costs()
-	if before.AtOnce != 2 || before.Fetched != 1 || before.Waited+before.Refused+before.Failed+before.Withheld != 0 || before.Verifying != 0 {
-		t.Errorf("costs %+v", before)
+	before, keys := slots.Costs(), j.Costs()
+	if before != (authn.VerifyCosts{AtOnce: 2}) || keys != (authn.FetchCosts{Good: 1}) {
+		t.Errorf("costs %+v, %+v", before, keys)
 	}
 	if !j.Known(req("Bearer "+good)) || j.Known(req("Bearer "+forged)) {
 		t.Error("known are not those that were found good")
@@ -50,7 +54,7 @@ func TestKnownAndClaims(t *testing.T) {
 			t.Errorf("%s: claims %q, %q", row.name, issuer, claimed)
 		}
 	}
-	if after := j.Costs(); after != before {
+	if after := slots.Costs(); after != before {
 		t.Errorf("asking cost %+v, before %+v", after, before)
 	}
 	// An unknown key id wants a fetch, which the budget does not allow so soon.
@@ -58,7 +62,7 @@ func TestKnownAndClaims(t *testing.T) {
 	for range 3 {
 		j.Authenticate(context.Background(), req("Bearer "+odd))
 	}
-	if n := j.Costs(); n.Fetched+n.Failed > 2 || n.Withheld == 0 {
+	if n := j.Costs(); n.Good+n.Failed > 2 || n.Withheld == 0 {
 		t.Errorf("three unknown keys: %+v", n)
 	}
 }
