@@ -94,7 +94,7 @@ func New(ctx context.Context, f *config.File, log *slog.Logger) (_ *Server, err 
 		return nil, err
 	}
 	if s.guards, err = openGuards(ctx, f, s.book, s.state, log); err != nil {
-		return nil, err
+		return nil, stateError(f, err)
 	}
 	if s.keys, err = authn.OpenAPIKeys(ctx, authn.APIKeysConfig{Store: s.state, Issuer: f.APIKeys.Issuer, Logger: log}); err != nil {
 		return nil, stateError(f, err)

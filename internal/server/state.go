@@ -27,9 +27,9 @@ type StateError struct {
 
 func (e *StateError) Error() string {
 	if e.Foreign {
-		return fmt.Sprintf("the state %s belongs to another book: what is in it is sealed under another key. Put this book's own file there (a backup has it); without it, move the file away: then all API keys are unknown and have to be issued again", e.Path)
+		return fmt.Sprintf("the state %s belongs to another book: what is in it is sealed under another key. Put this book's own file there (a backup has it); without it, move the file away: then all API keys are unknown and have to be issued again, and tokens that were revoked are not any more", e.Path)
 	}
-	return fmt.Sprintf("the state %s is damaged: %v. Put it back from a backup, and find out who changed it; API keys that were revoked after the backup have to be revoked again", e.Path, e.Err)
+	return fmt.Sprintf("the state %s is damaged: %v. Put it back from a backup, and find out who changed it; API keys and tokens that were revoked after the backup have to be revoked again", e.Path, e.Err)
 }
 
 // Unwrap returns the cause.
