@@ -66,8 +66,6 @@ var advice = map[string]Advice{
 	"session_expired":         {"the browser session is over", "Let the person sign in again."},
 	"stepup_required":         {"the route demands a stronger or newer sign-in than the token shows", "Let the client ask the issuer for it (acr, max_age)."},
 	"issuer_unavailable":      {"the issuer could not be asked for its keys or about the token, so it cannot be checked", "Look at the way to the issuer and, for introspection, at client_id and secret; \"gatebook status\" shows the last error, \"gatebook check --probe\" what is wrong."},
-	"denied_by_policy":        {"a policy forbids it", "The policies named above decided. " + doPolicy},
-	"issuer_unavailable":      {"the issuer's keys could not be had, so no token of it can be checked", "Look at the way to the issuer; \"gatebook status\" shows the last error."},
 	"denied_by_policy":        {"a policy forbids it, or the API key is not good for this route", "The policies named above decided. If none is named, it is the API key: \"gatebook apikey show\" lists its routes. " + doPolicy},
 	"denied_by_default":       {"no policy and no role allows it", doPolicy},
 	"policy_error":            {"a policy could not be evaluated, which counts as a denial", "Look for \"policy error\" with this request id in the process log and mend the policy."},

@@ -127,11 +127,18 @@ func (s *Sessions) authorizeURL(ctx context.Context, l *loginState) (string, *Fa
 		"response_type": {"code"}, "client_id": {s.idp.auth.ID}, "redirect_uri": {s.origin + CallbackPath}, "scope": {s.scope},
 		"state": {l.State}, "nonce": {l.Nonce}, "code_challenge": {base64.RawURLEncoding.EncodeToString(sum[:])}, "code_challenge_method": {"S256"},
 	}
-	if strings.Contains(" "+s.scope+" ", " offline_access ") {
-		q.Set("prompt", "consent") // OpenID Connect Core 1.0 section 11
-	}
+	var prompt []string
 	if l.ACR != "" {
+		// acr_values alone is a wish: an issuer with a session of its own would
+		// answer with what that has.
 		q.Set("acr_values", l.ACR)
+		prompt = append(prompt, "login")
+	}
+	if strings.Contains(" "+s.scope+" ", " offline_access ") {
+		prompt = append(prompt, "consent") // OpenID Connect Core 1.0 section 11
+	}
+	if len(prompt) > 0 {
+		q.Set("prompt", strings.Join(prompt, " "))
 	}
 	if l.MaxAge > 0 {
 		q.Set("max_age", strconv.FormatInt(l.MaxAge, 10))

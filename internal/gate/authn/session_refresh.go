@@ -183,6 +183,17 @@ func (s *Sessions) unclaim(ctx context.Context, x *session, me string) error {
 	})
 }
 
+// askAgain is unclaim after an answer that is not believed: what came before it
+// is no longer worth anything either.
+func (s *Sessions) askAgain(ctx context.Context, x *session, me string) error {
+	return s.store.alter(ctx, x, func(r *sessionRecord) error {
+		if r.ClaimedBy == me {
+			r.ClaimedBy, r.ClaimEnd, r.AccessEnd = "", 0, s.now().Unix()
+		}
+		return nil
+	})
+}
+
 // renewClaims takes over what a refresh says of the person: it must be the same
 // one (OpenID Connect Core 1.0 section 12.2).
 func (s *Sessions) renewClaims(ctx context.Context, x *session, m *idpMetadata, t *tokens, me string) error {
@@ -191,13 +202,17 @@ func (s *Sessions) renewClaims(ctx context.Context, x *session, m *idpMetadata, 
 	if t.id != "" {
 		var f *Failure
 		if id, f = s.verifyID(ctx, t.id, "", t.access); f != nil {
-			return errors.Join(f, s.unclaim(ctx, x, me))
+			if f.Reason == reason.TokenKeyUnknown {
+				// A key that was just changed is known after the next fetch.
+				f = away("the issuer signs with a key that is not known yet", f)
+			}
+			return errors.Join(f, s.askAgain(ctx, x, me))
 		}
 		if id.principal.Subject != was.Subject {
 			return fail(reason.TokenAudience, "the refreshed ID token is about somebody else")
 		}
 		if f := s.addUserInfo(ctx, m, t.access, id.principal); f != nil {
-			return errors.Join(f, s.unclaim(ctx, x, me))
+			return errors.Join(f, s.askAgain(ctx, x, me))
 		}
 	}
 	return s.store.alter(ctx, x, func(r *sessionRecord) error {

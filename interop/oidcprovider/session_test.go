@@ -1,0 +1,170 @@
+package oidcprovider
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/cookiejar"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+const appOrigin = "https://app.example.com"
+
+// through sends what is for the application's origin to the gate, as a proxy
+// that ends TLS does, and everything else where it belongs.
+type through struct{ gate string }
+
+func (t through) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Host == "app.example.com" {
+		host := r.URL.Host
+		r = r.Clone(r.Context())
+		r.URL.Scheme, r.URL.Host, r.Host = "http", t.gate, host
+	}
+	return http.DefaultTransport.RoundTrip(r)
+}
+
+// sessionGate is a gate in front of which people log in at the provider.
+func sessionGate(t *testing.T, p *provider, addr func(g *gate)) *gate {
+	g := newGate(t, fmt.Sprintf(`
+issuers: [{name: op, issuer: %q, audiences: [%q], algorithms: [ES256]}]
+sessions: [{name: web, issuer: op, origin: %q, client_id: gate, client_secret: {file: gate.secret}, scopes: [openid, profile, email], userinfo: true, after_logout: /bye}]
+routes:
+  - {name: all, path: "/v1/{rest...}", upstream: app, authn: [{session: web}]}
+  - {name: gold, path: "/gold", upstream: app, authn: [{session: web}], acr: [gold]}
+`, p.issuer, apiResource, appOrigin))
+	g.write("gate.secret", "gate-secret\n")
+	addr(g)
+	g.start()
+	return g
+}
+
+func ask(t *testing.T, c *http.Client, method, target string, form url.Values) (*http.Response, string) {
+	t.Helper()
+	req, err := http.NewRequest(method, target, strings.NewReader(form.Encode()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Accept", "text/html")
+	req.Header.Set("Origin", appOrigin)
+	if form != nil {
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	}
+	res, err := c.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res, string(b)
+}
+
+// A browser goes through the pages of the real thing: pushed request, code,
+// refreshes by many at once, a change of keys, step-up, back-channel logout.
+func TestSession(t *testing.T) {
+	t.Parallel()
+	var gateAddr string
+	// The provider tells the gate at its own address what browsers reach by name.
+	relay := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		req, err := http.NewRequestWithContext(r.Context(), r.Method, "http://"+gateAddr+r.URL.Path, r.Body)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		req.Host, req.Header = "app.example.com", r.Header.Clone()
+		res, err := http.DefaultTransport.RoundTrip(req)
+		if err != nil {
+			w.WriteHeader(502)
+			return
+		}
+		defer res.Body.Close()
+		w.WriteHeader(res.StatusCode)
+		io.Copy(w, res.Body)
+	}))
+	t.Cleanup(relay.Close)
+	p := startProvider(t, options{
+		Clients: []map[string]any{client("gate", "gate-secret", map[string]any{
+			"redirect_uris": []string{appOrigin + "/_gatebook/callback"}, "post_logout_redirect_uris": []string{appOrigin + "/bye"},
+			"backchannel_logout_uri": relay.URL + "/_gatebook/backchannel-logout", "backchannel_logout_session_required": true,
+		})},
+		Accounts: map[string]map[string]any{"ann": {"name": "Ann"}}, ACRValues: []string{"gold"}, TTL: map[string]int{"AccessToken": 32},
+	})
+	g := sessionGate(t, p, func(g *gate) { gateAddr = g.addr })
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	browser := &http.Client{Jar: jar, Transport: through{g.addr}, Timeout: time.Minute}
+	stay := &http.Client{Jar: jar, Transport: through{g.addr}, Timeout: time.Minute, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	res, body := ask(t, browser, "GET", appOrigin+"/v1/x", nil)
+	if res.StatusCode != 200 || body != "hello ann\n" {
+		t.Fatalf("after the login: %d %q at %s", res.StatusCode, body, res.Request.URL)
+	}
+	if n := p.requests("/request"); n != 1 {
+		t.Errorf("%d pushed requests", n)
+	}
+
+	// Two seconds on, the access token is due: many ask, one refreshes.
+	time.Sleep(2100 * time.Millisecond)
+	before := p.requests("/token")
+	var wg sync.WaitGroup
+	for range 64 {
+		wg.Go(func() {
+			if res, body := ask(t, stay, "POST", appOrigin+"/v1/x", nil); res.StatusCode != 200 || body != "hello ann\n" {
+				t.Errorf("%d %q", res.StatusCode, body)
+			}
+		})
+	}
+	wg.Wait()
+	if n := p.requests("/token") - before; n != 1 {
+		t.Errorf("%d refreshes", n)
+	}
+
+	// Another key signs; the refresh and a step-up go on.
+	p.rotate(1)
+	time.Sleep(2100 * time.Millisecond)
+	for end := time.Now().Add(45 * time.Second); ; time.Sleep(500 * time.Millisecond) { // keys are fetched every 30 s at most
+		res, body := ask(t, stay, "POST", appOrigin+"/v1/x", nil)
+		if res.StatusCode == 200 {
+			break
+		}
+		if res.StatusCode != 503 || time.Now().After(end) {
+			t.Fatalf("after a change of keys: %d %q", res.StatusCode, body)
+		}
+	}
+	if res, body := ask(t, browser, "GET", appOrigin+"/gold", nil); res.StatusCode != 200 || body != "hello ann\n" {
+		t.Errorf("after the step-up: %d %q at %s", res.StatusCode, body, res.Request.URL)
+	}
+
+	// Logged out at the provider, the browser has no session here a second later.
+	p.endSession(browser)
+	end := time.Now().Add(time.Second)
+	for {
+		res, _ := ask(t, stay, "POST", appOrigin+"/v1/x", nil)
+		if res.StatusCode == 401 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the session goes on: %d, %v", res.StatusCode, p.events())
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	out, err := g.try("session", "list", "--json", "-c", g.config())
+	var left []any
+	if err != nil || json.Unmarshal(out, &left) != nil || len(left) != 0 {
+		t.Errorf("sessions left: %s (%v)", out, err)
+	}
+	for _, e := range p.events() {
+		if e.Event == "backchannel.error" || e.Event == "grant.error" || e.Event == "server_error" {
+			t.Errorf("%+v", e)
+		}
+	}
+}
