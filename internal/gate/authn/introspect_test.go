@@ -324,7 +324,9 @@ func TestIntrospectionAway(t *testing.T) {
 	for name, fail := range map[string]func(w http.ResponseWriter, r *http.Request){
 		"error": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) },
 		"busy":  func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(429) },
-		"moved": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", 307) },
+		"moved": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
+		},
 		"not us": func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(401)
 			fmt.Fprint(w, `{"error":"invalid_client"}`)
@@ -572,25 +574,6 @@ func TestIntrospectorRefusesConfigurations(t *testing.T) {
 			t.Errorf("%s: the error tells the secret: %v", name, err)
 		}
 	}
-}
-
-// FuzzIntrospectionAnswer: whatever an endpoint says, somebody is let in only
-// by an active, well-formed answer for our audience.
-func FuzzIntrospectionAnswer(f *testing.F) {
-	for _, s := range []string{active(), active("aud", `"x"`), `{"active":false}`, `{"active":true}`, active("exp", ""), active("cnf", `{"jkt":"x"}`), "", "[]"} {
-		f.Add(s)
-	}
-	a := newAsked(f, says(""))
-	f.Fuzz(func(t *testing.T, text string) {
-		a.answer(says(text))
-		p, err := introspected(newIntrospector(t, introspectConfig(a.URL, newHandClock())), "opaque")
-		if (p == nil) == (err == nil) {
-			t.Fatalf("principal %v, error %v", p, err)
-		}
-		if p != nil && (p.Subject == "" || !strings.Contains(text, "active") || !strings.Contains(text, "api") || p.Issuer != "corp") {
-			t.Errorf("%q lets in %+v", text, p)
-		}
-	})
 }
 
 // BenchmarkIntrospectCached is a request whose token was asked about before.
