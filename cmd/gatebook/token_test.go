@@ -1,6 +1,9 @@
 package main
 
 import (
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -316,4 +319,79 @@ func TestTokenCommands(t *testing.T) {
 	if strings.Contains(s.command(0, "search", "--json", `kind == "admin"`), issued) {
 		t.Error("a record holds the token")
 	}
+}
+
+// TestTokenCertificates: a client that authenticates with its certificate gets
+// tokens that are bound to it, and the gate takes them from nobody else.
+func TestTokenCertificates(t *testing.T) {
+	up := newUpstream(t)
+	s := newSite(t, up.URL)
+	ca := newAuthority(t, "clients")
+	job := ca.client(&x509.Certificate{Subject: pkix.Name{CommonName: "job"}, DNSNames: []string{"job.example.com"}})
+	other := ca.client(&x509.Certificate{Subject: pkix.Name{CommonName: "other"}, DNSNames: []string{"other.example.com"}})
+	s.write("clients.pem", ca.pem())
+	s.write("other.pem", certPEM(other.Certificate[0]))
+	s.write("gatebook.yaml", fmt.Sprintf(`
+data: data
+node: gate-1
+origin: log.example.com/test
+keys: {wrapper: {file: keys}}
+listen:
+  - {name: public, address: %q, tls: {certificates: [{cert: tls/localhost.crt, key: tls/localhost.key}], client_ca: clients.pem, client_auth: optional}}
+issuers:
+  - {name: self, issuer: %q, audiences: ["https://api.example.com"], algorithms: [ES256]}
+token_service:
+  issuer: %q
+  clients:
+    - {id: job, auth: tls_client_auth, certificate: "dns:job.example.com", certificate_bound: true, grants: [client_credentials], audiences: ["https://api.example.com"], roles: [reader]}
+    - {id: other, auth: self_signed_tls_client_auth, own_certificates: other.pem, grants: [client_credentials], audiences: ["https://api.example.com"], roles: [reader]}
+upstreams:
+  app: {targets: [%q]}
+routes:
+  - {name: all, path: "/{rest...}", upstream: app, authn: [{jwt: self}], certificate_bound: optional}
+roles:
+  reader: {allow: [all]}
+`, s.addr, s.base(), s.base(), up.URL))
+	s.start()
+	as := func(c *tls.Certificate) *site {
+		conf := s.client.Transport.(*http.Transport).TLSClientConfig.Clone()
+		if c != nil {
+			conf.Certificates = []tls.Certificate{*c}
+		}
+		one := *s
+		tr := &http.Transport{TLSClientConfig: conf}
+		t.Cleanup(tr.CloseIdleConnections)
+		one.client = &http.Client{Transport: tr, Timeout: s.client.Timeout}
+		return &one
+	}
+	ask := func(who *site, id string) (int, string) {
+		r, err := who.client.Post(s.base()+"/oauth2/token", "application/x-www-form-urlencoded", strings.NewReader("grant_type=client_credentials&client_id="+id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Body.Close()
+		var out tokenReply
+		if err := json.NewDecoder(r.Body).Decode(&out); err != nil {
+			t.Fatal(err)
+		}
+		return r.StatusCode, out.AccessToken
+	}
+	jobs, others, nobody := as(&job), as(&other), as(nil)
+	for _, c := range []struct {
+		who    *site
+		id     string
+		status int
+	}{{jobs, "job", 200}, {others, "job", 401}, {nobody, "job", 401}, {others, "other", 200}, {jobs, "other", 401}} {
+		if status, _ := ask(c.who, c.id); status != c.status {
+			t.Errorf("%s: %d, want %d", c.id, status, c.status)
+		}
+	}
+	_, token := ask(jobs, "job")
+	if jobs.use(token) != 200 || others.use(token) != 401 || nobody.use(token) != 401 {
+		t.Error("the token is not bound to the certificate")
+	}
+	if _, free := ask(others, "other"); nobody.use(free) != 200 {
+		t.Error("a token that is bound to nothing is refused")
+	}
+	s.stop()
 }

@@ -89,7 +89,7 @@ func present(r *canon.Request, f form) (*presented, *refusal) {
 		p.method = SecretPost
 	case p.assertion != "" || kind != "":
 		return presentAssertion(p, kind)
-	case r.TLS != nil && len(r.TLS.Client) > 0:
+	case r.ClientCertificate() != nil:
 		p.method = MTLS
 	default:
 		return nil, &refusal{code: invalidClient, status: http.StatusUnauthorized, reason: reason.NoCredential, failure: &authn.Failure{Reason: reason.NoCredential, Claimed: p.id}}
@@ -178,7 +178,7 @@ func (s *Service) prove(ctx context.Context, r *canon.Request, p *presented) (*C
 		if cl == nil {
 			return nil, reason.KeyUnknown
 		}
-		if !cl.holds(r.TLS.Client[0]) {
+		if !cl.holds(r) {
 			return nil, reason.TLSBadClientCert
 		}
 	}
@@ -210,16 +210,23 @@ func (s *Service) proveAssertion(ctx context.Context, cl *Client, raw string) re
 	return ""
 }
 
-// holds tells whether a certificate, which the handshake has verified, is the
-// client's.
-func (cl *Client) holds(leaf *x509.Certificate) bool {
+// holds tells whether the certificate of a request is the client's. A name in it
+// counts only if the handshake has verified it here: one that a proxy forwards
+// tells which key it is, and no more.
+func (cl *Client) holds(r *canon.Request) bool {
+	leaf := r.ClientCertificate()
 	if cl.Method == MTLSOwn {
 		return slices.Contains(cl.Prints, sha256.Sum256(leaf.Raw))
 	}
+	return !r.FromProxy && cl.Holder.in(leaf)
+}
+
+// in tells whether a certificate names the holder.
+func (h Holder) in(leaf *x509.Certificate) bool {
 	var names []string
-	switch cl.Holder.Kind {
+	switch h.Kind {
 	case "cn":
-		return leaf.Subject.CommonName == cl.Holder.Name
+		return leaf.Subject.CommonName == h.Name
 	case "dns":
 		names = leaf.DNSNames
 	case "email":
@@ -230,7 +237,7 @@ func (cl *Client) holds(leaf *x509.Certificate) bool {
 		}
 	}
 	// One name of the kind: with several, another one could be meant.
-	return len(names) == 1 && names[0] == cl.Holder.Name
+	return len(names) == 1 && names[0] == h.Name
 }
 
 // failureOf is why a verifier said no.

@@ -147,7 +147,7 @@ func (c *confirmation) proves(r *canon.Request, to authn.Confirmation) bool {
 	if to.JKT != "" && (c == nil || c.JKT != to.JKT) {
 		return false
 	}
-	return to.X5T == "" || r.TLS != nil && len(r.TLS.Client) > 0 && thumbprint(r) == to.X5T
+	return to.X5T == "" || r.ClientCertificate() != nil && thumbprint(r) == to.X5T
 }
 
 // nameOf is the subject's name in our tokens.

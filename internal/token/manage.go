@@ -18,7 +18,7 @@ import (
 // thumbprint is that of the client's certificate on this connection (RFC 8705
 // section 3.1).
 func thumbprint(r *canon.Request) string {
-	sum := sha256.Sum256(r.TLS.Client[0].Raw)
+	sum := sha256.Sum256(r.ClientCertificate().Raw)
 	return b64.EncodeToString(sum[:])
 }
 

@@ -71,9 +71,14 @@ func TestNodeClients(t *testing.T) {
 			t.Errorf("%s: %v", name, c)
 		}
 	}
-	for name, bad := range map[string]q{"wrong secret": with(basic, q{"secret": "x"}), "not its method": with(post, q{"client": "basic"})} {
-		if a := n.ask("credentials", with(bad, params)); a["error"] != "invalid_client" || a["status"].(float64) != 401 {
-			t.Errorf("%s: %v", name, a)
+	// oauth4webapi turns an answer with a Basic challenge into an error of its own.
+	for _, c := range []struct {
+		name string
+		who  q
+		want string
+	}{{"wrong secret", with(basic, q{"secret": "x"}), "OAUTH_WWW_AUTHENTICATE_CHALLENGE"}, {"not its method", with(post, q{"client": "basic"}), "invalid_client"}} {
+		if a := n.ask("credentials", with(c.who, params)); a["error"] != c.want || a["status"].(float64) != 401 {
+			t.Errorf("%s: %v", c.name, a)
 		}
 	}
 	if a := n.ask("credentials", with(basic, q{"params": q{"audience": audience, "scope": "admin"}})); a["error"] != "invalid_scope" {
