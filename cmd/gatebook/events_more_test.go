@@ -72,6 +72,8 @@ var reasonsElsewhere = map[string]elsewhere{
 	"session_expired":      {"it takes a browser that has logged in", "cmd/gatebook.TestBrowserSession"},
 	"cross_site":           {"it takes a browser that has logged in", "cmd/gatebook.TestBrowserSession"},
 
+	"policy_unavailable": {"an outside decision point must be away", "cmd/gatebook.TestPolicySite"},
+
 	"dns":                    {"names are looked up outside", "cmd/gatebook.TestUpstreamReasons"},
 	"connect_timeout":        {"it takes a service that is broken", "cmd/gatebook.TestUpstreamReasons"},
 	"tls_verify":             {"it takes a service that is broken", "cmd/gatebook.TestUpstreamReasons"},

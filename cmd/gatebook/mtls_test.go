@@ -349,7 +349,7 @@ func TestClientCertificates(t *testing.T) {
 		}
 	}
 	plain := m.command(0, "search", `kind in ["request", "handshake"]`, "--json")
-	for _, word := range []string{"CN=", "spiffe://", "ada", "eve"} {
+	for _, word := range []string{"CN=", "spiffe://", `"ada`, `"eve`, "ada@", "ada."} {
 		if strings.Contains(plain, word) {
 			t.Errorf("frames hold %q", word)
 		}

@@ -179,7 +179,8 @@ func (x *exchange) countFailure(f *authn.Failure) {
 func guesses(r reason.Reason) bool {
 	switch r {
 	case reason.NoCredential, reason.TokenExpired, reason.TokenNotYet, reason.TokenTooOld, reason.KeyExpired, reason.SessionExpired,
-		reason.BindingRequired, reason.DPoPNonce, reason.StepupRequired, reason.IssuerUnavailable:
+		reason.BindingRequired, reason.DPoPNonce, reason.StepupRequired, reason.IssuerUnavailable,
+		reason.CrossSite: // the browser of whoever is logged in sent it, led there by somebody else
 		return false
 	}
 	return r.Origin() == reason.OriginIdentity

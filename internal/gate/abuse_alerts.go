@@ -104,6 +104,9 @@ func (x *exchange) alarm() {
 	if x.why == "" || x.snap.alerts.Window == 0 {
 		return
 	}
+	if x.rec.Kind == record.KindToken && x.why == reason.TokenReuseDetected {
+		return // the token service has raised the alert itself, at once and for each family
+	}
 	ev := alertEvents{count: 1, first: x.start.UnixMicro(), last: x.start.UnixMicro(), link: x.id, why: x.why}
 	key := alertKey{prefix: x.snap.recordPrefix(x.client)}
 	if p := x.principal; p != nil {

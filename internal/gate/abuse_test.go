@@ -164,7 +164,7 @@ func TestSuccessForgivesNothing(t *testing.T) {
 
 // Which failures count: every reason of the origin identity is in one list.
 func TestWhichFailuresCount(t *testing.T) {
-	no := strings.Fields("no_credential token_expired token_not_yet token_too_old key_expired session_expired binding_required dpop_nonce stepup_required issuer_unavailable")
+	no := strings.Fields("no_credential token_expired token_not_yet token_too_old key_expired session_expired binding_required dpop_nonce stepup_required issuer_unavailable cross_site")
 	yes := strings.Fields("two_credentials token_malformed token_algorithm token_key_unknown token_signature token_lifetime_exceeded token_audience token_issuer token_type token_replayed token_reuse_detected token_revoked token_inactive binding_mismatch dpop_proof key_unknown key_revoked")
 	for _, r := range reason.All() {
 		if r.Origin() != reason.OriginIdentity {
