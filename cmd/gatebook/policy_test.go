@@ -157,6 +157,10 @@ func TestPolicySite(t *testing.T) {
 		}
 	}
 	s.shadowSays(differ)
+	// A point without a clear answer denies, and the record says why.
+	if out := s.command(0, "count", "--by", "error.reason", `status == 503 and error.origin == "policy"`); !strings.Contains(out, "1  policy_unavailable") {
+		t.Errorf("the refusal for want of a decision point: %s", out)
+	}
 	s.evaluates()
 	s.stop()
 	s.replays()

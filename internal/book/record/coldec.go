@@ -29,12 +29,6 @@ func (j *joiner) close() {
 	j.dst = append(j.dst, '}')
 }
 
-func (j *joiner) value(f *field, raw []byte) {
-	if len(raw) > 0 {
-		j.dst = append(appendKey(j.dst, f.lit), raw...)
-	}
-}
-
 // ColumnDecoder gives back frames from columns one by one. It belongs to one
 // goroutine and reads from the columns as long as it is used.
 type ColumnDecoder struct {

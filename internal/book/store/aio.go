@@ -27,16 +27,17 @@ const (
 	aioResFD     = 1
 )
 
-// aioControl is struct iocb, aioEvent struct io_event.
+// aioControl is struct iocb, aioEvent struct io_event. What has no name is not
+// used by a sync.
 type aioControl struct {
-	data             uint64
-	key, rwFlags     uint32
+	_                uint64    // data
+	_                [2]uint32 // key, rw_flags
 	op               uint16
-	prio             int16
+	_                int16 // reqprio
 	fd               uint32
-	buf, size        uint64
-	offset           int64
-	reserved         uint64
+	_                [2]uint64 // buf, nbytes
+	_                int64     // offset
+	_                uint64    // reserved
 	flags, completes uint32
 }
 

@@ -337,7 +337,10 @@ func TestSessionCallbackHostile(t *testing.T) {
 			l.op.Tokens = func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(503); return true }
 		}, reason.IssuerUnavailable, true},
 		{"token endpoint redirects", func(l *loginTest, _ url.Values) {
-			l.op.Tokens = func(w http.ResponseWriter, r *http.Request) bool { http.Redirect(w, r, "/elsewhere", 307); return true }
+			l.op.Tokens = func(w http.ResponseWriter, r *http.Request) bool {
+				http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
+				return true
+			}
 		}, reason.IssuerUnavailable, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -46,7 +46,9 @@ func TestPoint(t *testing.T) {
 		{"cut off", answer(200, js, `{"decision": true`), reason.PolicyUnavailable},
 		{"an error", answer(500, js, `{"decision": true}`), reason.PolicyUnavailable},
 		{"created", answer(201, js, `{"decision": true}`), reason.PolicyUnavailable},
-		{"elsewhere", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/yes", http.StatusTemporaryRedirect) }, reason.PolicyUnavailable},
+		{"elsewhere", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "/yes", http.StatusTemporaryRedirect)
+		}, reason.PolicyUnavailable},
 		{"endless", answer(200, js, `{"decision": true, "x": "`+strings.Repeat("x", maxZenAnswer)+`"}`), reason.PolicyUnavailable},
 		{"silent", func(_ http.ResponseWriter, r *http.Request) {
 			io.Copy(io.Discard, r.Body) // only then is a client that leaves noticed
