@@ -29,7 +29,8 @@ func parseParams(raw string, names ...string) (params, error) {
 		}
 		k, v, _ := strings.Cut(pair, "=")
 		name, err := url.QueryUnescape(k)
-		if err != nil || strings.Contains(pair, ";") {
+		value, errValue := url.QueryUnescape(v)
+		if err != nil || errValue != nil || strings.Contains(pair, ";") {
 			return nil, errors.New("a parameter that is not form-urlencoded")
 		}
 		if !contains(names, name) {
@@ -38,9 +39,7 @@ func parseParams(raw string, names ...string) (params, error) {
 		if _, twice := p[name]; twice {
 			return nil, errors.New("a parameter is there twice")
 		}
-		if p[name], err = url.QueryUnescape(v); err != nil {
-			return nil, errors.New("a parameter that is not form-urlencoded")
-		}
+		p[name] = value
 	}
 	return p, nil
 }

@@ -81,7 +81,7 @@ func FuzzSessionCookie(f *testing.F) {
 }
 
 func FuzzCallbackQuery(f *testing.F) {
-	for _, seed := range []string{"code=a&state=b&iss=https%3A%2F%2Fidp", "code=a&code=b", "%63ode=a", "a;b", "state=%zz", "error=x&state=y", "&&=", "return=%2F%2Fevil.example"} {
+	for _, seed := range []string{"code=a&state=b&iss=https%3A%2F%2Fidp", "code=a&code=b", "%63ode=a", "a;b", "state=%zz", "state&0=%", "error=x&state=y", "&&=", "return=%2F%2Fevil.example"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, raw string) {
