@@ -2,6 +2,4 @@ module github.com/gatebook/gatebook/interop/oidcprovider
 
 go 1.26.8
 
-require github.com/gatebook/gatebook v0.0.0-00010101000000-000000000000
-
 replace github.com/gatebook/gatebook => ../..
