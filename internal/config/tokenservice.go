@@ -21,6 +21,10 @@ type TokenService struct {
 	Clients       []TokenClient `key:"clients" required:"true" doc:"Who may ask for tokens. What is not named here is not allowed."`
 }
 
+// TokenServiceName is the service as an issuer where no issuer of the
+// configuration is it.
+const TokenServiceName = "token_service"
+
 // Values of TokenClient.Auth and TokenClient.Grants.
 const (
 	ClientSecretBasic = "client_secret_basic"
@@ -44,6 +48,7 @@ type TokenClient struct {
 	Bound       bool     `key:"certificate_bound" doc:"Bind its tokens to its certificate (RFC 8705)."`
 	Grants      []string `key:"grants" enum:"client_credentials token_exchange" doc:"What it may do: get tokens for itself, or exchange the tokens of others."`
 	Issuers     []string `key:"issuers" form:"name" doc:"Issuers whose tokens it may exchange."`
+	APIKeys     bool     `key:"apikeys" doc:"Let it exchange API keys of gatebook apikey too (subject_token_type urn:gatebook:token-type:api-key). Their owners are written APIKEYS.ISSUER:OWNER in its tokens; a key that is for some routes only cannot be exchanged, and none comes with a refresh token."`
 	Audiences   []string `key:"audiences" form:"text" doc:"Audiences for which it may get tokens; a sole one is the default."`
 	Scopes      []string `key:"scopes" form:"scope" doc:"Scopes that its tokens may have; after an exchange only those that the exchanged token has too."`
 	Roles       []string `key:"roles" form:"label" doc:"Roles that its tokens may carry; after an exchange only those that the exchanged token has too."`
@@ -107,6 +112,9 @@ func (d *decoder) checkTokenService(f *File) {
 		_, ok := f.Limits[name]
 		known(d, fmt.Sprintf("token_service.limits[%d]", j), "limit", name, f.Limits, ok)
 	}
+	if f.APIKeys.Issuer == TokenServiceName {
+		d.report(d.where("apikeys.issuer"), "apikeys.issuer", "the name "+quote(TokenServiceName)+" is that of the token service", "choose another: owners of API keys must not be taken for its clients")
+	}
 	if t.PlainSubjects != "" {
 		known(d, "token_service.plain_subjects", "issuer", t.PlainSubjects, issuers, issuers[t.PlainSubjects] != nil)
 	}
@@ -165,8 +173,10 @@ func (d *decoder) clientGrants(c *TokenClient, path string) {
 	}
 	say(len(c.Grants) == 0 && len(c.Introspect) == 0, "grants", "the client may do nothing", "give it grants, or introspect for a resource server")
 	say(len(c.Grants) > 0 && len(c.Audiences) == 0, "audiences", "the client may get tokens, but for no audience", "name the audiences")
-	say(exchange && len(c.Issuers) == 0, "issuers", "the client may exchange tokens, but nobody's", "name the issuers whose tokens it may exchange")
+	say(exchange && len(c.Issuers) == 0 && !c.APIKeys, "issuers", "the client may exchange tokens, but nobody's", "name the issuers whose tokens it may exchange, or set apikeys")
 	say(!exchange && len(c.Issuers) > 0, "issuers", "issuers have no effect without token_exchange", "remove them, or add the grant")
+	say(!exchange && c.APIKeys, "apikeys", "apikeys has no effect without token_exchange", "remove it, or add the grant")
+	say(exchange && c.Offline > 0 && len(c.Issuers) == 0, "offline", "API keys come with no refresh token", "remove it, or name issuers whose tokens it may exchange")
 	say(c.Offline > 0 && !exchange, "offline", "refresh tokens come with token_exchange only", "remove it: a client that acts for itself can ask again at any time")
 	say(slices.Contains(c.Scopes, "offline_access"), "scopes", "offline_access is no scope of a token", "set offline instead")
 }

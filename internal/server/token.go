@@ -36,12 +36,8 @@ type tokenParts struct {
 	signers map[string][32]byte   // what these were made from
 }
 
-// Names of the service: as an issuer where no issuer of the configuration is
-// it, of its routes, and of what is told at once.
-const (
-	tokenServiceName = "token_service"
-	tokenRoutes      = config.ReservedRoutes
-)
+// tokenRoutes begins the names of the service's routes.
+const tokenRoutes = config.ReservedRoutes
 
 // addTokenState opens what of the service lives on, before issuers are made
 // that may take their keys from it.
@@ -79,7 +75,7 @@ func (p *parts) addTokenService(f *config.File, b *book.Book, prev *parts, log *
 		return nil
 	}
 	c := token.Config{
-		Issuer: t.Issuer, Name: tokenServiceName, Lifetime: t.Lifetime.Std(), State: p.token.state,
+		Issuer: t.Issuer, Name: config.TokenServiceName, Lifetime: t.Lifetime.Std(), State: p.token.state,
 		Hash: b.TokenHash, Log: log, ProofAlgorithms: proofAlgorithms(),
 		Revoked: func(ctx context.Context, who *authn.Principal) error { return p.guards.revoked.Check(ctx, nil, who) },
 		Alert: func(ctx context.Context, client, request string) error {
@@ -100,6 +96,14 @@ func (p *parts) addTokenService(f *config.File, b *book.Book, prev *parts, log *
 		})
 	}
 	p.token.name = c.Name
+	if slices.ContainsFunc(t.Clients, func(cl config.TokenClient) bool { return cl.APIKeys }) {
+		// A form has one place for a key, so it is judged as a bearer token.
+		k, err := authn.NewAPIKey(p.keys, []string{"authorization"})
+		if err != nil {
+			return err
+		}
+		c.Subjects = append(c.Subjects, token.Subject{Name: f.APIKeys.Issuer, Type: token.TypeAPIKey, Verify: bearer(k)})
+	}
 	for i := range t.Clients {
 		cl, err := p.tokenClient(f, &t.Clients[i], prev, log)
 		if err != nil {
@@ -143,6 +147,9 @@ func (p *parts) tokenClient(f *config.File, c *config.TokenClient, prev *parts, 
 	out := &token.Client{
 		ID: c.ID, Method: token.Method(c.Auth), Audiences: c.Audiences, Scopes: c.Scopes, Roles: c.Roles, Subjects: c.Issuers,
 		Lifetime: c.Lifetime.Std(), Offline: c.Offline.Std(), Inspects: c.Introspect, BoundMTLS: c.Bound,
+	}
+	if c.APIKeys {
+		out.Subjects = append(slices.Clone(c.Issuers), f.APIKeys.Issuer)
 	}
 	for _, g := range c.Grants {
 		if g == config.GrantTokenExchange {

@@ -47,6 +47,11 @@ func (s *Service) exchange(ctx context.Context, c *gate.Call, cl *Client, bound 
 		c.Record.Personal.Claimed = p.Subject
 		return nil, refused(invalidGrant, reason.BindingRequired)
 	}
+	if p.Routes != nil {
+		// A token cannot say that it is for some routes only.
+		c.Record.Personal.Claimed = p.Subject
+		return nil, refused(invalidGrant, reason.DeniedByPolicy)
+	}
 	s.speaksFor(c, cl, p)
 	g := &grant{client: cl, audience: audience, confirm: bound, acr: p.ACR, amr: p.AMR, authTime: p.AuthTime, until: p.Expires, roles: common(p.Roles, cl.Roles)}
 	if g.subject, r = s.nameOf(src, p); r != nil {

@@ -78,6 +78,7 @@ func TestExchange(t *testing.T) {
 			}
 		}},
 		{name: "unknown api key", subject: "gbk_other", kind: TypeAPIKey, status: 400, code: invalidGrant, why: reason.KeyUnknown},
+		{name: "api key for some routes", subject: "gbk_narrow", kind: TypeAPIKey, status: 400, code: invalidGrant, why: reason.DeniedByPolicy},
 		{name: "api key as a token", subject: "gbk_key", status: 400, code: invalidGrant, why: reason.TokenIssuer},
 		{name: "offline for an api key", subject: "gbk_key", kind: TypeAPIKey, more: []string{"scope", "offline_access"}, status: 400, code: invalidScope, why: reason.ScopeMissing},
 		{name: "unknown type", subject: `{"sub":"alice"}`, kind: "urn:ietf:params:oauth:token-type:id_token", status: 400, code: invalidRequest, why: reason.MalformedRequest},

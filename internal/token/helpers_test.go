@@ -141,10 +141,15 @@ func corp(_ context.Context, raw string) (*authn.Principal, error) {
 }
 
 func apikey(_ context.Context, raw string) (*authn.Principal, error) {
-	if raw != "gbk_key" {
+	p := &authn.Principal{Method: "apikey", Issuer: "apikeys", Subject: "robot", Scopes: []string{"read"}}
+	switch raw {
+	case "gbk_key":
+	case "gbk_narrow":
+		p.Routes = []string{"orders"}
+	default:
 		return nil, &authn.Failure{Reason: reason.KeyUnknown}
 	}
-	return &authn.Principal{Method: "apikey", Issuer: "apikeys", Subject: "robot", Scopes: []string{"read"}}, nil
+	return p, nil
 }
 
 // assertion verifies the client assertions of "signer".
