@@ -170,6 +170,7 @@ type Issuer struct {
 	TenantClaim string   `key:"tenant_claim" form:"pointer" doc:"JSON pointer to the claim that names the caller's tenant, for policies. Default: that of the preset; most have none."`
 	Clients     []string `key:"clients" form:"text" doc:"OAuth clients whose ids records may show; others appear as _other."`
 	JWKS        *JWKS    `key:"jwks" doc:"Where the issuer's keys are. Unset: discovered from the issuer URL."`
+	KeyInterval Duration `key:"key_interval" default:"30s" min:"1s" max:"10m" doc:"A token that names a key that is not known makes the gate fetch the keys again, but not sooner than this after the fetch before."`
 	CA          Path     `key:"ca" form:"file" doc:"PEM file of the authorities trusted for discovery, keys and introspection, instead of the system's."`
 
 	Introspection *Introspection `key:"introspection" doc:"Where the issuer is asked about tokens that cannot be read, or that it may have revoked."`

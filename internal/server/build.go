@@ -210,6 +210,7 @@ func buildIssuer(c *config.Issuer, pass []string, own func(context.Context) ([]b
 // keySource is where an issuer's keys are.
 func keySource(c *config.Issuer) (keys authn.KeySource, err error) {
 	where := c.Issuer
+	keys.MinInterval = c.KeyInterval.Std()
 	if c.JWKS != nil {
 		keys.URL, keys.File = c.JWKS.URL, string(c.JWKS.File)
 		where = cmpOr(keys.URL, where)

@@ -328,14 +328,9 @@ func (p *provider) endSession(browser *http.Client) {
 // eventually waits for what another process does by itself.
 func eventually(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	eventuallyWithin(t, what, 20*time.Second, done)
-}
-
-func eventuallyWithin(t *testing.T, what string, d time.Duration, done func() bool) {
-	t.Helper()
-	for end := time.Now().Add(d); !done(); time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(20 * time.Second); !done(); time.Sleep(100 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("%s: not within %s", what, d)
+			t.Fatalf("%s: not within 20 s", what)
 		}
 	}
 }

@@ -32,7 +32,7 @@ func (t through) RoundTrip(r *http.Request) (*http.Response, error) {
 // sessionGate is a gate in front of which people log in at the provider.
 func sessionGate(t *testing.T, p *provider, addr func(g *gate)) *gate {
 	g := newGate(t, fmt.Sprintf(`
-issuers: [{name: op, issuer: %q, audiences: [%q], algorithms: [ES256]}]
+issuers: [{name: op, issuer: %q, audiences: [%q], algorithms: [ES256], key_interval: 1s}]
 sessions: [{name: web, issuer: op, origin: %q, client_id: gate, client_secret: {file: gate.secret}, scopes: [openid, profile, email], userinfo: true, after_logout: /bye}]
 routes:
   - {name: all, path: "/v1/{rest...}", upstream: app, authn: [{session: web}]}
@@ -113,54 +113,51 @@ func TestSession(t *testing.T) {
 	}
 
 	// Two seconds on, the access token is due: many ask, one refreshes.
-	time.Sleep(2100 * time.Millisecond)
 	before := p.requests("/token")
-	var wg sync.WaitGroup
-	for range 64 {
-		wg.Go(func() {
-			if res, body := ask(t, stay, "POST", appOrigin+"/v1/x", nil); res.StatusCode != 200 || body != "hello ann\n" {
-				t.Errorf("%d %q", res.StatusCode, body)
-			}
-		})
-	}
-	wg.Wait()
+	eventually(t, "somebody refreshes", func() bool {
+		var wg sync.WaitGroup
+		for range 64 {
+			wg.Go(func() {
+				if res, body := ask(t, stay, "POST", appOrigin+"/v1/x", nil); res.StatusCode != 200 || body != "hello ann\n" {
+					t.Errorf("%d %q", res.StatusCode, body)
+				}
+			})
+		}
+		wg.Wait()
+		return p.requests("/token") > before
+	})
 	if n := p.requests("/token") - before; n != 1 {
 		t.Errorf("%d refreshes", n)
 	}
 
 	// Another key signs; the refresh and a step-up go on.
 	p.rotate(1)
-	time.Sleep(2100 * time.Millisecond)
-	for end := time.Now().Add(45 * time.Second); ; time.Sleep(500 * time.Millisecond) { // keys are fetched every 30 s at most
+	before = p.requests("/token")
+	eventually(t, "a refresh with the new key", func() bool {
 		res, body := ask(t, stay, "POST", appOrigin+"/v1/x", nil)
-		if res.StatusCode == 200 {
-			break
-		}
-		if res.StatusCode != 503 || time.Now().After(end) {
+		if res.StatusCode != 200 && res.StatusCode != 503 { // until the key is known
 			t.Fatalf("after a change of keys: %d %q", res.StatusCode, body)
 		}
-	}
+		return res.StatusCode == 200 && p.requests("/token") > before
+	})
 	if res, body := ask(t, browser, "GET", appOrigin+"/gold", nil); res.StatusCode != 200 || body != "hello ann\n" {
 		t.Errorf("after the step-up: %d %q at %s", res.StatusCode, body, res.Request.URL)
 	}
 
 	// Logged out at the provider, the browser has no session here a second later.
 	p.endSession(browser)
-	end := time.Now().Add(time.Second)
-	for {
+	out := time.Now()
+	eventually(t, "the session ends", func() bool {
 		res, _ := ask(t, stay, "POST", appOrigin+"/v1/x", nil)
-		if res.StatusCode == 401 {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatalf("the session goes on: %d, %v", res.StatusCode, p.events())
-		}
-		time.Sleep(100 * time.Millisecond)
+		return res.StatusCode == 401
+	})
+	if d := time.Since(out); d > time.Second {
+		t.Errorf("the session went on for %s, %v", d, p.events())
 	}
-	out, err := g.try("session", "list", "--json", "-c", g.config())
+	list, err := g.try("session", "list", "--json", "-c", g.config())
 	var left []any
-	if err != nil || json.Unmarshal(out, &left) != nil || len(left) != 0 {
-		t.Errorf("sessions left: %s (%v)", out, err)
+	if err != nil || json.Unmarshal(list, &left) != nil || len(left) != 0 {
+		t.Errorf("sessions left: %s (%v)", list, err)
 	}
 	for _, e := range p.events() {
 		if e.Event == "backchannel.error" || e.Event == "grant.error" || e.Event == "server_error" {
