@@ -163,6 +163,18 @@ func (p *provider) fault(path string, how map[string]any) {
 	p.command("fault", args, nil)
 }
 
+// steal tells the one refresh token of a client that is still good.
+func (p *provider) steal(client string) string {
+	p.t.Helper()
+	var a struct {
+		Tokens []string `json:"tokens"`
+	}
+	if p.command("steal", map[string]any{"client": client}, &a); len(a.Tokens) != 1 {
+		p.t.Fatalf("%d refresh tokens of %s are good", len(a.Tokens), client)
+	}
+	return a.Tokens[0]
+}
+
 // requests is how often a path was asked for.
 func (p *provider) requests(path string) int {
 	p.t.Helper()

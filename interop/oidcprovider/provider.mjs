@@ -204,6 +204,14 @@ const commands = {
     if (how.status || how.delay || how.hang) faults[path] = how; else delete faults[path];
     return {};
   },
+  // steal tells the refresh tokens of a client that nobody has used yet, as
+  // somebody would know them who has read along.
+  steal({ client }) {
+    const now = Math.floor(Date.now() / 1000);
+    const tokens = [...store].filter(([key, { payload: p }]) => key.startsWith('RefreshToken:') && p.clientId === client && !p.consumed && p.exp > now)
+      .map(([, { payload }]) => payload.jti);
+    return { tokens };
+  },
   counts: () => ({ counts }),
   events: () => ({ events }),
 };
