@@ -196,8 +196,9 @@ routes: [{name: all, path: "/", upstream: app, authn: [{jwt: op}]}]
 		// A gate asks for new keys once in key_interval, so the first tokens of a
 		// second new key may have to wait for that; the load goes on with the key
 		// before.
-		token := p.clientToken("web", "web-secret", apiResource, "read")
+		token := ""
 		eventually(t, "a token of the new key "+kids[0]+" is taken", func() bool {
+			token = p.clientToken("web", "web-secret", apiResource, "read") // another one each time: what is refused is remembered for a while
 			status, _, _, err := g.ask("/", token, nil)
 			return err == nil && status == 200
 		})
