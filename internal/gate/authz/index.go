@@ -35,6 +35,9 @@ type operation struct {
 	headers   []string // those that the schema declares
 	context   ctxMask  // what the schema declares
 	anonymous bool
+	schema    *boundSchema
+	leaves    []leaf         // of the compiled policies
+	leafOf    map[string]int // by their text, while the index is built
 
 	policies []*policy        // all whose action and resource match and that a principal can meet
 	any      group            // every User
@@ -51,30 +54,51 @@ type tier int
 const (
 	tierFixed    tier = iota // forever: it does not read the context
 	tierStable               // while the caller's circumstances stay the same
-	tierVolatile             // for this request: it reads time, path, parameters, headers or size
+	tierVolatile             // for this request: it reads time, path, parameters, headers or size and has no quick form
 	tiers
 )
 
 // volatileReads change from request to request.
 const volatileReads = ctxTime | ctxPath | ctxParams | ctxBodySize | ctxHeaders
 
-// group is a list of candidate policies, by tier.
-type group [tiers]candidates
+// group is a list of candidate policies, by tier; those that would be volatile
+// and have a quick form stand by themselves.
+type group struct {
+	tiers [tiers]candidates
+	quick []*quick
+}
 
 type candidates struct {
 	policies []*policy
 	needs    ctxMask // context attributes that they can read
 }
 
-func (g group) with(p *policy, declared ctxMask) group {
-	needs, t := p.needs&declared, tierFixed
+// entry is a policy as it stands on an operation.
+type entry struct {
+	policy *policy
+	needs  ctxMask
+	tier   tier
+	quick  *quick // in the place of tierVolatile
+}
+
+func (op *operation) entry(p *policy) entry {
+	e := entry{policy: p, needs: p.needs & op.context}
 	switch {
-	case needs&volatileReads != 0:
-		t = tierVolatile
-	case needs != 0:
-		t = tierStable
+	case e.needs&volatileReads != 0:
+		e.tier, e.quick = tierVolatile, op.compile(p)
+	case e.needs != 0:
+		e.tier = tierStable
 	}
-	g[t] = candidates{append(g[t].policies, p), g[t].needs | needs}
+	return e
+}
+
+func (g group) with(e entry) group {
+	if e.quick != nil {
+		g.quick = append(g.quick, e.quick)
+		return g
+	}
+	c := g.tiers[e.tier]
+	g.tiers[e.tier] = candidates{append(c.policies, e.policy), c.needs | e.needs}
 	return g
 }
 
@@ -119,6 +143,7 @@ func buildIndex(routes []Route, policies []*policy, s *boundSchema) map[string]*
 			for _, p := range policies {
 				op.add(p)
 			}
+			op.leafOf = nil
 			rt.ops[name] = op
 			if m == OtherMethod {
 				rt.other = op
@@ -136,6 +161,8 @@ func newOperation(n int, r Route, name string, params []string, s *boundSchema) 
 		action:    types.Entity{UID: uid, Parents: actionParents(s, uid)},
 		params:    params,
 		anonymous: r.Anonymous,
+		schema:    s,
+		leafOf:    map[string]int{},
 		roles:     map[string]group{},
 		groups:    map[string]group{},
 		users:     map[string]group{},
@@ -193,39 +220,40 @@ func (op *operation) add(p *policy) {
 		return
 	}
 	op.policies = append(op.policies, p)
+	e := op.entry(p)
 	if op.anonymous && matches(scope.Principal, types.Entity{UID: anonymousUID}) {
-		op.nobody = op.nobody.with(p, op.context)
+		op.nobody = op.nobody.with(e)
 	}
 	switch sc := scope.Principal.(type) {
 	case xast.ScopeTypeAll:
-		op.any = op.any.with(p, op.context)
+		op.any = op.any.with(e)
 	case xast.ScopeTypeIs:
 		if sc.Type == typeUser {
-			op.any = op.any.with(p, op.context)
+			op.any = op.any.with(e)
 		}
 	case xast.ScopeTypeEq:
 		if sc.Entity.Type == typeUser {
-			op.addIn(sc.Entity, p)
+			op.addIn(sc.Entity, e)
 		}
 	case xast.ScopeTypeIn:
-		op.addIn(sc.Entity, p)
+		op.addIn(sc.Entity, e)
 	case xast.ScopeTypeIsIn:
 		if sc.Type == typeUser {
-			op.addIn(sc.Entity, p)
+			op.addIn(sc.Entity, e)
 		}
 	}
 }
 
 // addIn files a policy under an entity that a User is in: a User's parents are
 // Roles and Groups only, and "in" holds for the User itself.
-func (op *operation) addIn(parent types.EntityUID, p *policy) {
+func (op *operation) addIn(parent types.EntityUID, e entry) {
 	switch id := string(parent.ID); parent.Type {
 	case typeRole:
-		op.roles[id] = op.roles[id].with(p, op.context)
+		op.roles[id] = op.roles[id].with(e)
 	case typeGroup:
-		op.groups[id] = op.groups[id].with(p, op.context)
+		op.groups[id] = op.groups[id].with(e)
 	case typeUser:
-		op.users[id] = op.users[id].with(p, op.context)
+		op.users[id] = op.users[id].with(e)
 	}
 }
 

@@ -17,11 +17,14 @@ import (
 // matches, by tier. What those of the lower tiers said is kept, because it can
 // only change with what they read.
 type plan struct {
-	op    *operation
-	tiers [tiers]planTier
-	base  memo // the fixed tier's answer
+	op     *operation
+	tiers  [tiers]planTier
+	quick  []*quick // at most maxQuick
+	leaves []int    // those of the operation that they ask
+	stable ctxMask  // what the stable tier and the leaves can read
+	base   memo     // the fixed tier's answer
 	// memo is the answer of the fixed and the stable tier to the latest
-	// circumstances; nil until asked. Immutable entries.
+	// circumstances; nil until asked. Immutable but for the latest answer.
 	memo atomic.Pointer[memo]
 }
 
@@ -48,6 +51,15 @@ func (t *planTier) All() iter.Seq2[cedar.PolicyID, *cedar.Policy] {
 type memo struct {
 	when     moment
 	outcome  outcome
+	decision Decision
+	known    []finding // of the operation's leaves; those that the plan asks
+	latest   atomic.Pointer[answer]
+}
+
+// answer is the decision where these compiled policies hold, by their place in
+// the plan.
+type answer struct {
+	holds    [maxQuick / 64]uint64
 	decision Decision
 }
 
@@ -76,44 +88,124 @@ func newPlan(e *Engine, p *principal, op *operation) *plan {
 			}
 		}
 	}
-	pl.base.outcome = pl.ask(tierFixed, p, types.Record{})
+	pl.base.outcome = pl.ask(&pl.tiers[tierFixed], p, types.Record{})
 	pl.base.decision = e.decision(pl.base.outcome)
+	slices.Sort(pl.leaves)
+	pl.leaves = slices.Compact(pl.leaves)
+	pl.stable = pl.tiers[tierStable].needs
+	for _, i := range pl.leaves {
+		pl.stable |= op.leaves[i].needs
+	}
 	return pl
 }
 
 func (pl *plan) add(g group) {
-	for t := range g {
-		if len(g[t].policies) > 0 {
-			pl.tiers[t].lists = append(pl.tiers[t].lists, g[t].policies)
-			pl.tiers[t].needs |= g[t].needs
+	for t := range g.tiers {
+		pl.tiers[t].add(g.tiers[t].policies, g.tiers[t].needs)
+	}
+	for _, q := range g.quick {
+		if len(pl.quick) == maxQuick {
+			pl.tiers[tierVolatile].add([]*policy{q.policy}, q.policy.needs&pl.op.context)
+			continue
 		}
+		pl.quick = append(pl.quick, q)
+		pl.leaves = append(pl.leaves, q.leaves...)
+	}
+}
+
+func (t *planTier) add(list []*policy, needs ctxMask) {
+	if len(list) > 0 {
+		t.lists, t.needs = append(t.lists, list), t.needs|needs
 	}
 }
 
 // decide asks what has to be asked again.
 func (pl *plan) decide(e *Engine, r *Request, p *principal) Decision {
-	known := &pl.base
-	if stable := &pl.tiers[tierStable]; len(stable.lists) > 0 {
-		when := momentOf(r, stable.needs)
-		if known = pl.memo.Load(); known == nil || known.when != when {
-			known = &memo{when: when, outcome: pl.base.outcome.and(pl.ask(tierStable, p, e.schema.context(r, p, pl.op, stable.needs)))}
-			known.decision = e.decision(known.outcome)
-			pl.memo.Store(known)
-		}
-	}
-	volatile := &pl.tiers[tierVolatile]
-	if len(volatile.lists) == 0 {
+	known := pl.circumstances(e, r, p)
+	if len(pl.quick)+len(pl.tiers[tierVolatile].lists) == 0 {
 		return known.decision
 	}
-	return e.decision(known.outcome.and(pl.ask(tierVolatile, p, e.schema.context(r, p, pl.op, volatile.needs))))
+	var holds [maxQuick / 64]uint64
+	var open []*policy // for Cedar to say
+	for i, q := range pl.quick {
+		switch q.test(r, known.known) {
+		case yes:
+			holds[i/64] |= 1 << (i % 64)
+		case unsure:
+			open = append(open, q.policy)
+		}
+	}
+	if len(open)+len(pl.tiers[tierVolatile].lists) > 0 {
+		return e.decision(known.outcome.and(pl.compiled(&holds)).and(pl.askVolatile(e, r, p, open)))
+	}
+	if a := known.latest.Load(); a != nil && a.holds == holds {
+		return a.decision
+	}
+	a := &answer{holds, e.decision(known.outcome.and(pl.compiled(&holds)))}
+	known.latest.Store(a)
+	return a.decision
 }
 
-// ask evaluates one tier.
-func (pl *plan) ask(t tier, p *principal, ctx types.Record) outcome {
-	if len(pl.tiers[t].lists) == 0 {
+// askVolatile puts the volatile tier and more policies to Cedar.
+func (pl *plan) askVolatile(e *Engine, r *Request, p *principal, more []*policy) outcome {
+	t := pl.tiers[tierVolatile]
+	t.lists = slices.Clone(t.lists) // the plan's own stay as they are
+	for _, m := range more {
+		t.needs |= m.needs & pl.op.context
+	}
+	t.add(more, t.needs)
+	return pl.ask(&t, p, e.schema.context(r, p, pl.op, t.needs))
+}
+
+// circumstances is the answer of the fixed and the stable tier, and what the
+// leaves say.
+func (pl *plan) circumstances(e *Engine, r *Request, p *principal) *memo {
+	if len(pl.tiers[tierStable].lists)+len(pl.leaves) == 0 {
+		return &pl.base
+	}
+	when := momentOf(r, pl.stable)
+	if m := pl.memo.Load(); m != nil && m.when == when {
+		return m
+	}
+	ctx := e.schema.context(r, p, pl.op, pl.stable)
+	m := &memo{when: when, outcome: pl.base.outcome.and(pl.ask(&pl.tiers[tierStable], p, ctx))}
+	m.decision = e.decision(m.outcome)
+	if len(pl.leaves) > 0 {
+		m.known = make([]finding, len(pl.op.leaves))
+	}
+	for _, i := range pl.leaves {
+		l := &pl.op.leaves[i]
+		switch out := pl.ask(&planTier{lists: [][]*policy{{l.ask}}}, p, ctx); {
+		case len(out.errors) > 0:
+			m.known[i] = unsure
+		case len(out.permits) > 0:
+			m.known[i] = yes
+		}
+	}
+	pl.memo.Store(m)
+	return m
+}
+
+// compiled is the outcome of the compiled policies that hold.
+func (pl *plan) compiled(holds *[maxQuick / 64]uint64) (o outcome) {
+	for i, q := range pl.quick {
+		switch reason := (cedar.DiagnosticReason{PolicyID: q.policy.pid}); {
+		case holds[i/64]&(1<<(i%64)) == 0:
+		case q.forbid:
+			o.forbids = append(o.forbids, reason)
+		default:
+			o.permits = append(o.permits, reason)
+		}
+	}
+	return o
+}
+
+// ask puts policies to Cedar.
+func (pl *plan) ask(t *planTier, p *principal, ctx types.Record) outcome {
+	if len(t.lists) == 0 {
 		return outcome{}
 	}
-	return outcomeOf(cedar.Authorize(&pl.tiers[t], &entities{p, pl.op}, cedar.Request{
+	return outcomeOf(cedar.Authorize(t, &entities{p, pl.op}, cedar.Request{
 		Principal: p.uid,
 		Action:    pl.op.action.UID,
 		Resource:  pl.op.resource.UID,

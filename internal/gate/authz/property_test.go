@@ -52,6 +52,18 @@ var (
 		`principal is User && principal has tenant && principal.tenant == "blue"`, `principal is User && principal in Group::"ops"`,
 		`principal is User && principal in [Role::"guest", Group::"dev"]`,
 		`principal is User && principal.hasTag(context.acr) && principal.getTag(context.acr) == "x"`,
+		`context.params has id && principal is User && context.params.id != principal.sub`,
+		`principal is User && context.params has id && principal has tenant && principal.tenant != context.params.id`,
+		`principal is User && principal.hasTag("dept") && principal.getTag("dept") != context.path`,
+		`(if context.acr == "mfa" then context.path like "/v1/*/7" else ` + overflow + `)`,
+		`["/v1/orders/7", "x"].contains(context.path) || ` + overflow,
+		`context.path == "/v1/orders/8"`, `!(context.path == "/v1/orders/8") && context.tls != "none"`,
+		`context.path == context.method || context.params has id`, `context has body_size && context.body_size >= 5`,
+		`context has body_size && context.body_size <= 5 || context.tls == "none"`,
+		`context has body_size && context has auth_age && context.auth_age < context.body_size`,
+		`context.headers["x-role"].contains(context.acr) || context.headers["x-role"].contains("user")`,
+		`context.headers["x-role"].containsAny(["user", "admin"])`,
+		`context.path != context.method && (context.path == "/v1/orders/7") == context.amr.isEmpty()`,
 	}
 )
 
@@ -147,6 +159,94 @@ func TestIndexedIsLinear(t *testing.T) {
 	for _, r := range []reason.Reason{"", reason.DeniedByDefault, reason.DeniedByPolicy, reason.PolicyError} {
 		if seen[r] < 200 {
 			t.Errorf("only %d decisions with reason %q: the test proves too little (%v)", seen[r], r, seen)
+		}
+	}
+}
+
+// TestQuickIsCedar: each form of expression that is compiled says what Cedar
+// says, on requests around its edges, and unsure where Cedar fails.
+func TestQuickIsCedar(t *testing.T) {
+	sizes := []int64{-1, 0, 4, 5, 6}
+	for _, cond := range []string{
+		`context.path == "/a"`, `context.path != "/a"`, `"/a" == context.path`, `context.path == context.params.id`,
+		`context.method == context.path`, `context.tls == context.path`, `context.acr != context.path`,
+		`context.path == principal.sub`, `context.path == principal.issuer`, `principal has tenant && principal.tenant == context.path`,
+		`principal.hasTag("dept") && principal.getTag("dept") == context.path`,
+		`context.path like "/*"`, `context.path like "*b*"`, `context.path like "\*"`, `context.path like ""`,
+		`["/a", "/b"].contains(context.path)`, `!["/a"].contains(context.path)`,
+		`context.headers["x-role"].contains("admin")`, `context.headers["x-role"].contains(context.path)`, `context.headers["x-role"].contains("")`,
+		`context has body_size`, `!(context has body_size)`, `context has path`, `context.params has id`, `context.params has no`, `context has headers && context.headers has no`,
+		`context has body_size && context.body_size == 5`, `context has body_size && context.body_size != 5`,
+		`context has body_size && context.body_size < 5`, `context has body_size && context.body_size <= 5`,
+		`context has body_size && context.body_size > 5`, `context has body_size && 5 >= context.body_size`,
+		`context has body_size && context has auth_age && context.auth_age < context.body_size`,
+		`context.path == "/a" && ` + overflow, overflow + ` && context.path == "/a"`, `context.path == "/a" || ` + overflow,
+		`(` + overflow + `) || context.path == "/a"`, `!((` + overflow + `) && context.path == "/a")`,
+		`if context.path == "/a" then context.tls == "none" else context.acr == "mfa"`,
+		`if context.path == "/a" then ` + overflow + ` else context.path == "/b"`,
+		`if context.tls == "none" then context.path == "/a" else context.path == "/b"`,
+		`if ` + overflow + ` then context.path == "/a" else context.path == "/b"`,
+	} {
+		e := mustEngine(t, nil, "p.cedar", `@id("w") permit(principal is User, action == Action::"GET /v1/orders/{id}", resource) when { `+cond+` };
+@id("u") forbid(principal is User, action == Action::"GET /v1/orders/{id}", resource) unless { `+cond+` };`)
+		if op, fault := e.operation(asks(nil)); fault != "" || len(op.any.quick) != 2 {
+			t.Errorf("%s is not compiled %s", cond, fault)
+		}
+		for _, path := range []string{"", "/a", "/b", "*", "admin", "GET", "TLS 1.3"} {
+			for i, size := range sizes {
+				r := asks(func(r *Request) {
+					r.Path, r.Params[0].Value, r.BodySize, r.Subject, r.Issuer = path, "/a", size, "/b", "admin"
+					r.ACR, r.TLSVersion, r.AuthAge = []string{"", "mfa", "/b"}[i%3], []string{"", "TLS 1.3"}[i%2], time.Duration(i)*time.Second
+					r.Tenant, r.Claims = []string{"", "/a"}[i%2], []map[string]string{nil, {"dept": "/b"}}[i%2]
+					r.Header = func(string) []string { return []string{"user, admin", " /a ,,"}[:i%3] }
+				})
+				if got, want := e.Decide(r), linear(t, e, r); !reflect.DeepEqual(got, want) {
+					t.Fatalf("%s: request %+v\nindexed %+v\nlinear  %+v", cond, *r, got, want)
+				}
+			}
+		}
+	}
+}
+
+// TestQuickIsMet: the random sets of TestIndexedIsLinear have policies with a
+// quick form that hold, that do not, and about which Cedar must be asked.
+func TestQuickIsMet(t *testing.T) {
+	valid := map[string]bool{}
+	seen := map[finding]int{}
+	for seed := range uint64(10) {
+		rng := rand.New(rand.NewPCG(seed, 42))
+		e := mustEngine(t, nil, "p.cedar", randomSet(rng, valid, 12))
+		for range 300 {
+			r := randomRequest(rng)
+			e.Decide(r)
+			op, _ := e.operation(r)
+			p, _ := e.principal(r, op)
+			pl := p.plan(e, op)
+			for _, q := range pl.quick {
+				seen[q.test(r, pl.circumstances(e, r, p).known)]++
+			}
+		}
+	}
+	for _, f := range []finding{no, yes, unsure} {
+		if seen[f] < 50 {
+			t.Errorf("finding %d only %d times: TestIndexedIsLinear proves too little (%v)", f, seen[f], seen)
+		}
+	}
+}
+
+// TestQuickBounds: more compiled policies than a plan asks by itself are asked
+// all the same.
+func TestQuickBounds(t *testing.T) {
+	var text strings.Builder
+	for i := range maxQuick + 3 {
+		fmt.Fprintf(&text, "@id(\"p%d\") permit(principal, action, resource) when { context.path like \"*%d\" };\n", i, i)
+	}
+	fmt.Fprintln(&text, `@id("zz") forbid(principal, action, resource) when { context.path == "/v1/orders/3" };`)
+	e := mustEngine(t, nil, "p.cedar", text.String())
+	for i := range maxQuick + 4 {
+		r := asks(func(r *Request) { r.Path = fmt.Sprintf("/v1/orders/%d", i) })
+		if got, want := e.Decide(r), linear(t, e, r); !reflect.DeepEqual(got, want) {
+			t.Fatalf("%s: indexed %+v, linear %+v", r.Path, got, want)
 		}
 	}
 }
