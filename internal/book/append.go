@@ -68,6 +68,9 @@ func (rec *Recorder) append(ctx context.Context, kind ledger.ItemKind, marked bo
 		return rec.lost(kind, r.ID, marked, r.Time, err)
 	}
 	buf.item.Reserve = reserve(r.Kind, marked)
+	if kind == ledger.ItemRecord && rec.rules != b.own {
+		buf.item.Late = b.blind
+	}
 	if l == record.Queued {
 		return rec.queued(buf, marked)
 	}

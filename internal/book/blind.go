@@ -208,6 +208,7 @@ type blind struct {
 	buf     [blindBody + blindTag]byte // under mu
 
 	unsureN atomic.Int32 // len(unsure)
+	late    [][16]byte   // under mu: records that were kept too late and are not told yet
 	syncing sync.Mutex   // one sync at a time; taken before mu
 	writing sync.Mutex   // one write at a time; taken with mu held
 }

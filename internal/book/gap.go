@@ -84,10 +84,64 @@ func (b *blind) lose(id record.ID, marked, final bool, one missed) error {
 	return b.write()
 }
 
+// maxLate bounds how many records that were kept too late wait to be told of;
+// others are in the gap's count only, which then is not exact.
+const maxLate = 4096
+
+// KeptLate implements ledger.LateKeeper: the record of an exchange was kept when
+// the exchange had been ended without it.
+func (b *blind) KeptLate(it *ledger.Item) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.late) < maxLate {
+		b.late = append(b.late, it.Mark)
+	}
+}
+
+// tellLate corrects records that were kept too late: what they say of the answer
+// is not what the client got, which was 503 or the end of its connection.
+func (b *Book) tellLate(ctx context.Context) error {
+	bl := b.blind
+	for {
+		bl.mu.Lock()
+		late := bl.late
+		bl.mu.Unlock()
+		if len(late) == 0 {
+			return nil
+		}
+		late = late[:min(len(late), maxLateLinks)]
+		r := &record.Record{
+			Kind: record.KindGap, Outcome: record.Failure, Error: record.Error{Origin: "book", Reason: "book_slow"},
+			Event: record.Event{Name: eventKeptLate, Cause: "book_slow"},
+		}
+		for _, id := range late {
+			r.Links = append(r.Links, record.ID(id).String())
+		}
+		now := b.cfg.Now()
+		r.ID, r.Time = b.NewID(now), now.UnixMicro()
+		if err := b.noteSurely(ctx, r); err != nil {
+			return err
+		}
+		bl.mu.Lock()
+		bl.late = bl.late[len(late):]
+		bl.mu.Unlock()
+	}
+}
+
+// eventKeptLate is what records call those that were kept too late, which they
+// link to, maxLateLinks at most each.
+const (
+	eventKeptLate = "kept_late"
+	maxLateLinks  = 16
+)
+
 // settle accounts for what was lost, once the book takes records again.
 func (b *Book) settle(ctx context.Context) error {
 	if b.ledger.Err() != nil {
 		return nil
+	}
+	if err := b.tellLate(ctx); err != nil {
+		return err
 	}
 	if t, orphans, _ := b.blind.pending(); t.count == 0 && orphans == 0 {
 		return nil

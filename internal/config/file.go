@@ -84,7 +84,7 @@ type Wrapper struct {
 type Book struct {
 	SegmentMaxAge Duration `key:"segment_max_age" default:"1h" min:"1m" max:"1d" doc:"Age at which a segment is sealed even if it is not full."`
 	SyncWithin    Duration `key:"sync_within" default:"15ms" min:"1ms" max:"1s" doc:"Longest time between a write and its fdatasync at the level written."`
-	CommitTimeout Duration `key:"commit_timeout" default:"1s" min:"10ms" max:"1m" doc:"Longest wait for a record to be kept before the exchange fails with book_slow."`
+	CommitTimeout Duration `key:"commit_timeout" default:"1s" min:"10ms" max:"1m" doc:"Longest wait for a record to be kept before the exchange fails with book_slow; as long again for one that is being written then."`
 	Anchors       Later    `key:"anchors" later:"witnesses and other anchors" doc:"Witnesses that countersign checkpoints."`
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
@@ -51,13 +52,21 @@ type Item struct {
 	// gives ErrNotOpen otherwise.
 	OnlyOpen bool
 	Reserve  Reserve // what it may use when the disk is nearly full
+	// Late, if set, is told of an item that was kept after all although its
+	// Append gives ErrSlow; the item is then still as it was. It must not block,
+	// and may be called before Append returns.
+	Late LateKeeper
 }
+
+// LateKeeper hears of items that were kept when nobody waited for them any more.
+type LateKeeper interface{ KeptLate(it *Item) }
 
 // ErrNotOpen means that there is no open mark of that name.
 var ErrNotOpen = errors.New("there is no such open mark")
 
-// ErrSlow means that the time-out or the context ended while the item was being
-// written. It may or may not have been kept.
+// ErrSlow means that the time-out or the context ended. An item whose turn had
+// not come is not kept; one that was being written, for which the time-out had
+// been given twice, may be kept or not: see Item.Late.
 var ErrSlow = errors.New("the ledger did not answer in time")
 
 // pending is one queued item. Its fields belong to the leader between queueing
@@ -74,7 +83,15 @@ type pending struct {
 	wal    *walFile
 	seq    uint64
 	timer  *time.Timer // owned by who queued
+	fate   atomic.Int32
 }
+
+// Values of pending.fate: whoever leaves zero first decides whether the other
+// still has to do with the item.
+const (
+	fateKnown int32 = iota + 1 // set by the leader
+	fateLeft                   // set by who queued: nobody waits any more
+)
 
 // markItem is an item of the ledger's own.
 type markItem struct {
@@ -106,6 +123,7 @@ func (l *Ledger) Append(ctx context.Context, it *Item, level Level) (uint64, err
 	}
 	p := l.pendings.Get().(*pending)
 	p.item, p.index, p.err, p.wal, p.wait = it, 0, nil, nil, it.Sure
+	p.fate.Store(0)
 	if err := l.enqueue(ctx, p); err != nil {
 		return 0, err
 	}
@@ -114,7 +132,9 @@ func (l *Ledger) Append(ctx context.Context, it *Item, level Level) (uint64, err
 	l.pendings.Put(p)
 	if err == nil && level == Durable {
 		err = l.waitDurable(ctx, wal, seq)
-		if err != nil && !errors.Is(err, ErrSlow) {
+		if errors.Is(err, ErrSlow) {
+			it.keptLate()
+		} else if err != nil {
 			err = fmt.Errorf("%w: %w", ErrUnsure, err)
 		}
 	}
@@ -175,7 +195,28 @@ func (l *Ledger) enqueue(ctx context.Context, p *pending) error {
 	case <-timeout:
 	case <-ctx.Done():
 	}
-	return l.withdraw(p)
+	if l.withdraw(p) {
+		return ErrSlow
+	}
+	// It is being written: what becomes of it is about to be known.
+	select {
+	case <-p.signal:
+		return nil
+	case <-p.startTimer(l.opt.Timeout):
+	case <-ctx.Done():
+	}
+	if p.fate.CompareAndSwap(0, fateLeft) {
+		return ErrSlow
+	}
+	<-p.signal
+	return nil
+}
+
+// keptLate tells of an item that nobody waits for any more.
+func (it *Item) keptLate() {
+	if it.Late != nil {
+		it.Late.KeptLate(it)
+	}
 }
 
 // startTimer starts p's timer, which is made once and reused with p.
@@ -196,9 +237,8 @@ func (l *Ledger) signalled(p *pending, s byte) error {
 	return nil
 }
 
-// withdraw takes p back if the leader has not taken it yet. p is not reused:
-// the leader may still hold it.
-func (l *Ledger) withdraw(p *pending) error {
+// withdraw takes p back if the leader has not taken it yet.
+func (l *Ledger) withdraw(p *pending) bool {
 	l.queueMu.Lock()
 	defer l.queueMu.Unlock()
 	for i, q := range l.queue {
@@ -216,9 +256,9 @@ func (l *Ledger) withdraw(p *pending) error {
 		default:
 			l.queue = append(l.queue[:i], l.queue[i+1:]...)
 		}
-		break
+		return true
 	}
-	return ErrSlow
+	return false
 }
 
 // lead writes everything queued as one batch, then hands leadership to the
@@ -233,7 +273,11 @@ func (l *Ledger) lead() {
 	l.seq.write(l, ps)
 	for i, p := range ps {
 		ps[i] = nil
-		p.signal <- signalDone
+		if p.fate.Swap(fateKnown) != fateLeft {
+			p.signal <- signalDone
+		} else if p.err == nil && p.item != nil {
+			p.item.keptLate()
+		}
 	}
 
 	l.queueMu.Lock()
