@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -46,6 +47,7 @@ func newAdminSite(t *testing.T) *adminSite {
     reveal: ["cn:rev"]
     operator: ["cn:ops", "sub:corp:olga"]
     privacy: ["uri:spiffe://example.com/dpo"]
+    decide: ["cn:pep"]
 `, a.addr)
 	s.replace("gatebook.yaml", text)
 	s.run(0, "check", filepath.Join(s.dir, "gatebook.yaml"))
@@ -165,7 +167,9 @@ func TestAdminRoles(t *testing.T) {
 	eve := a.as(&x509.Certificate{EmailAddresses: []string{"eve@example.com"}})
 	uri, _ := url.Parse("spiffe://example.com/dpo")
 	dpo := a.as(&x509.Certificate{URIs: []*url.URL{uri}})
-	none := a.as()
+	none, pep := a.as(), a.as(cn("pep"))
+	const question = `{"subject":{"type":"user","id":"corp|ann"},"action":{"name":"GET"},"resource":{"type":"route","id":"orders"}}`
+	changing := []string{"reload", "session_revoke", "refused", "token_issue", "token_revoke_family", "token_rotate_keys"}
 	last := -1
 	for _, row := range []struct {
 		name   string
@@ -191,6 +195,15 @@ func TestAdminRoles(t *testing.T) {
 		{"operator must not read", ops, adminCall{method: "GET", path: "/api/v1/records"}, 403, "search", "without_reader", "mtls", "cn:ops"},
 		{"operator must not take the keys", ops, adminCall{method: "POST", path: "/api/v1/backup?with_keys=true", headers: post(nil)}, 403, "backup", "without_reveal", "mtls", "cn:ops"},
 		{"privacy must not read", dpo, adminCall{method: "GET", path: "/api/v1/records"}, 403, "search", "without_reader", "mtls", "uri:spiffe://example.com/dpo"},
+		{"operator must not decide", ops, adminCall{method: "POST", path: "/access/v1/evaluation", headers: post(nil), body: question}, 403, "evaluate", "without_decide", "mtls", "cn:ops"},
+		{"reader must not decide for many", ada, adminCall{method: "POST", path: "/access/v1/evaluations", headers: post(nil), body: question}, 403, "evaluate", "without_decide", "mtls", "cn:ada"},
+		{"reader must not learn where", ada, adminCall{method: "GET", path: "/.well-known/authzen-configuration"}, 403, "metadata", "without_decide", "mtls", "cn:ada"},
+		{"a decider must not read", pep, adminCall{method: "GET", path: "/api/v1/records"}, 403, "search", "without_reader", "mtls", "cn:pep"},
+		{"reader must not issue tokens", ada, adminCall{method: "POST", path: "/api/v1/token-service/issue", headers: post(nil), body: "{}"}, 403, "token_issue", "without_operator", "mtls", "cn:ada"},
+		{"reader must not revoke families", ada, adminCall{method: "POST", path: "/api/v1/token-service/families/x/revoke", headers: post(nil)}, 403, "token_revoke_family", "without_operator", "mtls", "cn:ada"},
+		{"reader must not rotate keys", ada, adminCall{method: "POST", path: "/api/v1/token-service/rotate-keys", headers: post(nil)}, 403, "token_rotate_keys", "without_operator", "mtls", "cn:ada"},
+		{"reader must not end sessions", ada, adminCall{method: "POST", path: "/api/v1/sessions/revoke", headers: post(nil), body: "{}"}, 403, "session_revoke", "without_operator", "mtls", "cn:ada"},
+		{"operator must not list families", ops, adminCall{method: "GET", path: "/api/v1/token-service/families"}, 403, "token_families", "without_reader", "mtls", "cn:ops"},
 		{"reader verifies", ada, adminCall{method: "POST", path: "/api/v1/verify", headers: post(nil), body: "{}"}, 200, "verify", "frames", "mtls", "cn:ada"},
 		{"somebody without a role", a.as(cn("mallory")), adminCall{method: "GET", path: "/api/v1/records"}, 403, "refused", "", "mtls", "cn:mallory"},
 		{"a clerk's token", none, adminCall{method: "GET", path: "/api/v1/records", headers: bearer("ann", "clerk")}, 403, "refused", "", "jwt", "ann"},
@@ -218,6 +231,9 @@ func TestAdminRoles(t *testing.T) {
 		good := f.Event.Name == row.event && f.Event.Cause == row.cause && f.Authn.Method == row.method && p.Sub == row.sub && p.IP == "127.0.0.1" && f.Client.Prefix == "127.0.0.0/24"
 		if !good || (f.Outcome == "success") != (status == 200 || status == 404) || row.method == "jwt" && f.Authn.Issuer != "corp" {
 			t.Errorf("%s: record %+v", row.name, recs[0])
+		}
+		if status == 403 && (f.Kind == "admin") != slices.Contains(changing, row.event) {
+			t.Errorf("%s: refused in a record of kind %s", row.name, f.Kind)
 		}
 	}
 	for _, path := range []string{"/api/v1/status", "/log/checkpoint"} {

@@ -401,6 +401,9 @@ func checkClaim(s string) (string, string) {
 	case "nonce", "at_hash", "c_hash", "s_hash", "cnf", "jti":
 		return "the claim " + s + " belongs to the token's security", "it is never stored; remove it"
 	}
+	if strings.HasPrefix(s, "gatebook.") {
+		return "the claim " + s + " has a name that records use for the gate's own", "names that begin with gatebook. cannot be kept; let the issuer call it otherwise"
+	}
 	return "", ""
 }
 

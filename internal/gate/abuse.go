@@ -61,7 +61,9 @@ type failures struct {
 }
 
 // Knower is an Authenticator that can tell without any cost whether it has found
-// the request's credential good before.
+// the request's credential good before. Sessions are none: a cookie alone is never
+// held back, since judging it costs no more than this would; and one beside a
+// field must not let everything pass that is shown in the field.
 type Knower interface {
 	Known(r *canon.Request) bool
 }

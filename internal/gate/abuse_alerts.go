@@ -107,6 +107,9 @@ func (x *exchange) alarm() {
 	if x.rec.Kind == record.KindToken && x.why == reason.TokenReuseDetected {
 		return // the token service has raised the alert itself, at once and for each family
 	}
+	if x.refusal != nil && x.refusal.Told {
+		return
+	}
 	ev := alertEvents{count: 1, first: x.start.UnixMicro(), last: x.start.UnixMicro(), link: x.id, why: x.why}
 	key := alertKey{prefix: x.snap.recordPrefix(x.client)}
 	if p := x.principal; p != nil {

@@ -105,6 +105,22 @@ func (h *formHouse) from(peer, path string, fields ...string) (int, record.Recor
 	return resp.Code, c.rec
 }
 
+// TestShadowLeavesTwoReadings: a path that can be read in two ways is not tried,
+// and counted.
+func TestShadowLeavesTwoReadings(t *testing.T) {
+	h := newFormHouse(t)
+	var counts authz.ShadowCounts
+	for _, r := range h.engine.gate.snapshot.Load().routes {
+		r.Shadow = authz.NewShadow(authz.ShadowConfig{Sample: 100, Queue: 1, Counts: &counts})
+	}
+	if status, rec := h.get("/semicolon/x;v=1"); status != 200 {
+		t.Fatalf("status %d, record %+v", status, rec.Error)
+	}
+	if n := counts.Readings.Load(); n != 1 || counts.Skipped.Load() != 0 {
+		t.Errorf("%d paths of two readings, %d skipped", n, counts.Skipped.Load())
+	}
+}
+
 // TestPathRules: every form on every route. A form passes where it is allowed
 // or observed and nowhere else; what passes is sent as received and recorded in
 // its normal form.

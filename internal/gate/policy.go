@@ -47,7 +47,11 @@ func (x *exchange) fieldValues(name string) (values []string) {
 // are two questions, of which only the stricter answer counts, so those are
 // left out.
 func (x *exchange) tryShadow(d authz.Decision) {
-	if s := x.route.Shadow; s != nil && x.req.Forms == 0 {
+	switch s := x.route.Shadow; {
+	case s == nil:
+	case x.req.Forms != 0:
+		s.Leave()
+	default:
 		x.shadow = s.Submit(x.idText, &x.asked, d)
 	}
 }

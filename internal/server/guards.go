@@ -180,12 +180,14 @@ func (g *guards) gauges() []obs.Gauge {
 	return out
 }
 
-// tell takes an alert, without waiting.
-func (g *guards) tell(a authn.ReuseAlert) {
+// tell takes an alert, without waiting, unless there is no room.
+func (g *guards) tell(a authn.ReuseAlert) bool {
 	select {
 	case g.alerts <- a:
+		return true
 	default:
 		g.missed.Add(1)
+		return false
 	}
 }
 

@@ -159,13 +159,14 @@ const (
 func (s *Server) shadowCounter() obs.Counter {
 	return obs.Counter{
 		Name: "gatebook_policy_shadow_total", Labels: []string{"outcome"},
-		Help: "Requests by what the shadow policies said: agree, differ, skip (no room or no time) and unsampled; and of those that differ late (in a record of its own) and lost (not recorded).",
+		Help: "Requests by what the shadow policies said: agree, differ, skip (no room or no time), two_readings (the path can be read in two ways) and unsampled; and of those that differ late (in a record of its own) and lost (not recorded).",
 		Read: func(add func(value float64, labels ...string)) {
 			c := s.now.Load().parts.tried
 			add(float64(c.Agreed.Load()), "agree")
 			add(float64(c.Differed.Load()), "differ")
 			add(float64(c.Skipped.Load()), "skip")
 			add(float64(c.Unsampled.Load()), "unsampled")
+			add(float64(c.Readings.Load()), "two_readings")
 			add(float64(c.Late.Load()), "late")
 			add(float64(c.Lost.Load()), "lost")
 		},

@@ -151,7 +151,7 @@ const (
 func (s *Server) sessionCalls() []admin.Call {
 	return []admin.Call{
 		{Pattern: "GET /api/v1/sessions", Act: actSessions, Role: admin.Reader, Do: s.listSessions},
-		{Pattern: "POST /api/v1/sessions/revoke", Act: actSessionRevoke, Role: admin.Operator, Do: s.revokeSessions},
+		{Pattern: "POST /api/v1/sessions/revoke", Act: actSessionRevoke, Role: admin.Operator, Changes: true, Do: s.revokeSessions},
 	}
 }
 

@@ -24,10 +24,10 @@ const (
 // tokenCalls are the administration's ways to the token service.
 func (s *Server) tokenCalls() []admin.Call {
 	return []admin.Call{
-		{Pattern: "POST /api/v1/token-service/issue", Act: actIssueToken, Role: admin.Operator, Do: s.issueToken},
+		{Pattern: "POST /api/v1/token-service/issue", Act: actIssueToken, Role: admin.Operator, Changes: true, Do: s.issueToken},
 		{Pattern: "GET /api/v1/token-service/families", Act: actFamilies, Role: admin.Reader, Do: s.listFamilies},
-		{Pattern: "POST /api/v1/token-service/families/{id}/revoke", Act: actRevokeFamily, Role: admin.Operator, Do: s.revokeFamily},
-		{Pattern: "POST /api/v1/token-service/rotate-keys", Act: actRotateKeys, Role: admin.Operator, Do: s.rotateKeys},
+		{Pattern: "POST /api/v1/token-service/families/{id}/revoke", Act: actRevokeFamily, Role: admin.Operator, Changes: true, Do: s.revokeFamily},
+		{Pattern: "POST /api/v1/token-service/rotate-keys", Act: actRotateKeys, Role: admin.Operator, Changes: true, Do: s.rotateKeys},
 	}
 }
 

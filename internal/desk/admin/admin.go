@@ -63,6 +63,7 @@ type API struct {
 	plain     func(io.Writer) io.Writer
 	log       *slog.Logger
 	mux       *http.ServeMux
+	changing  []string      // acts that change something
 	tails     chan struct{} // a place for each tail
 	wait      time.Duration // for the reader of a tail
 }
@@ -72,15 +73,13 @@ const (
 	actStatus = "status"
 	actReload = "reload"
 	actRevoke = "token_revoke"
-
-	actSessionRevoke = "session_revoke" // a Call of the server
 )
 
 // New makes an API.
 func New(c Config) *API {
 	a := &API{
 		book: c.Book, statusOf: c.Status, reloading: c.Reload, revoking: c.Revoke, keys: c.Keys, plain: c.Plain, log: c.Logger,
-		mux: http.NewServeMux(), tails: make(chan struct{}, maxTails), wait: tailWait,
+		mux: http.NewServeMux(), changing: []string{actReload, actRevoke, actKeyCreate, actKeyRotate, actKeyRevoke}, tails: make(chan struct{}, maxTails), wait: tailWait,
 	}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
@@ -103,6 +102,9 @@ func New(c Config) *API {
 		a.handle("POST /api/v1/reload", actReload, Operator, a.reload)
 	}
 	for _, c := range c.Calls {
+		if c.Changes {
+			a.changing = append(a.changing, c.Act)
+		}
 		a.handle(c.Pattern, c.Act, c.Role, func(w http.ResponseWriter, r *http.Request) error { return a.other(w, r, c.Do) })
 	}
 	if a.revoking != nil {
@@ -120,6 +122,7 @@ type Call struct {
 	Pattern string // as http.ServeMux takes it
 	Act     string // in records
 	Role    Role
+	Changes bool // something: a refusal is a record of kind admin, not access
 	// Do answers with what is written as JSON. It keeps the record of what it
 	// does. A *Problem tells the caller what is wrong.
 	Do func(r *http.Request, who *Caller, body []byte) (any, error)

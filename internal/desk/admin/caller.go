@@ -148,7 +148,7 @@ func (a *API) need(r *http.Request, act string, roles ...Role) error {
 			Error: record.Error{Origin: "policy", Reason: "denied_by_default", Phase: "admin"},
 			Event: record.Event{Name: act, Cause: "without_" + string(role)},
 		}
-		if changes(act) {
+		if slices.Contains(a.changing, act) {
 			rec.Kind = record.KindAdmin
 		}
 		if err := Note(r.Context(), a.book, who, rec); err != nil {
@@ -157,13 +157,4 @@ func (a *API) need(r *http.Request, act string, roles ...Role) error {
 		return &Problem{Title: fmt.Sprintf("%s needs the role %s", act, role), Status: http.StatusForbidden, Code: exitDenied}
 	}
 	return nil
-}
-
-// changes tells acts that change something from those that read.
-func changes(act string) bool {
-	switch act {
-	case actReload, actRevoke, actSessionRevoke, actKeyCreate, actKeyRotate, actKeyRevoke:
-		return true
-	}
-	return false
 }

@@ -105,6 +105,9 @@ type Failure struct {
 	ACRValues string
 	MaxAge    time.Duration
 
+	// Told: an alert has told of it, once for all that follows.
+	Told bool
+
 	// Detail says in the project's own words what was wrong. It holds nothing
 	// that came from outside.
 	Detail string

@@ -171,7 +171,9 @@ func (v *Revocations) check(p *Principal) *Failure {
 	defer v.mu.RUnlock()
 	if e, ok := v.all[revoked{revokedToken, p.Issuer, p.TokenID}]; ok && p.TokenID != "" && e.Until > now {
 		if e.Reuse {
-			return fail(reason.TokenReuseDetected, "the token was seen in too many places")
+			f := fail(reason.TokenReuseDetected, "the token was seen in too many places")
+			f.Told = true // when it was blocked
+			return f
 		}
 		return fail(reason.TokenRevoked, "the token was revoked")
 	}

@@ -448,7 +448,7 @@ func TestRevocationsDamaged(t *testing.T) {
 func TestReuseTable(t *testing.T) {
 	c := newTurning(1000)
 	told := map[string]int{}
-	u := NewReuse(ReuseConfig{Places: 2, Entries: 8, Now: c.now, Tell: func(a ReuseAlert) { told[a.TokenID]++ }})
+	u := NewReuse(ReuseConfig{Places: 2, Entries: 8, Now: c.now, Tell: func(a ReuseAlert) bool { told[a.TokenID]++; return true }})
 	from := func(id, addr string) {
 		r := &canon.Request{Client: netip.MustParseAddr(addr)}
 		if err := u.Check(t.Context(), r, &Principal{Issuer: "corp", TokenID: id, Expires: time.Unix(2000, 0)}); err != nil {

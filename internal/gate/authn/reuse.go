@@ -23,8 +23,9 @@ type ReuseConfig struct {
 	Block bool
 	// Revocations take blocked tokens. Required with Block.
 	Revocations *Revocations
-	// Tell gets what is to be reported, once for each token. It must not block.
-	Tell func(ReuseAlert)
+	// Tell gets what is to be reported, once for each token, and says whether it
+	// will be. It must not block.
+	Tell func(ReuseAlert) bool
 	// Entries is how many tokens are watched at once; 0 means 65,536. The least
 	// recently used are forgotten first.
 	Entries int
@@ -92,16 +93,15 @@ func (u *Reuse) Check(ctx context.Context, r *canon.Request, p *Principal) error
 		return nil
 	}
 	at := u.c.Now()
-	if u.c.Tell != nil {
-		u.c.Tell(ReuseAlert{
-			Issuer: p.Issuer, Subject: p.Subject, Client: p.Client, TokenID: p.TokenID,
-			Places: n, Blocked: u.c.Block, At: at,
-		})
-	}
+	told := u.c.Tell != nil && u.c.Tell(ReuseAlert{
+		Issuer: p.Issuer, Subject: p.Subject, Client: p.Client, TokenID: p.TokenID,
+		Places: n, Blocked: u.c.Block, At: at,
+	})
 	if !u.c.Block {
 		return nil
 	}
 	f := fail(reason.TokenReuseDetected, "the token is used from too many places")
+	f.Told = told
 	f.Err = u.c.Revocations.Token(ctx, p.Issuer, p.TokenID, max(p.Expires.Sub(at), 0)+maxSkew, true)
 	return f.about(p)
 }

@@ -24,9 +24,10 @@ type ShadowConfig struct {
 
 // ShadowCounts counts what became of requests. Every request that was decided
 // while there were shadow policies is in exactly one of Agreed, Differed,
-// Skipped and Unsampled; Lost counts those of Differed that could not be kept.
+// Skipped, Unsampled and Readings (those whose path can be read in two ways, of
+// which the recorded answer is not that of one question); Lost counts those of Differed that could not be kept.
 type ShadowCounts struct {
-	Agreed, Differed, Skipped, Unsampled, Late, Lost atomic.Int64
+	Agreed, Differed, Skipped, Unsampled, Readings, Late, Lost atomic.Int64
 }
 
 // Difference is a request that the shadow policies would have decided
@@ -96,6 +97,10 @@ func (s *Shadow) Submit(id string, r *Request, was Decision) *ShadowTrial {
 		return nil
 	}
 }
+
+// Leave counts a request whose path can be read in two ways: those are two
+// questions, and only the stricter answer is known.
+func (s *Shadow) Leave() { s.c.Counts.Readings.Add(1) }
 
 // outsideDenied: the policies allowed it, but what they said was not kept.
 func outsideDenied(d *Decision) bool {
