@@ -451,8 +451,13 @@ func TestIntrospectionKeepsOthersTokens(t *testing.T) {
 // allowed, and no more in a while than the budget.
 func TestIntrospectionBudget(t *testing.T) {
 	t.Run("one token", func(t *testing.T) {
-		release := make(chan struct{})
-		a := newAsked(t, func(w http.ResponseWriter, r *http.Request) { <-release; says(active())(w, r) })
+		arrived, release := make(chan struct{}), make(chan struct{})
+		var first sync.Once
+		a := newAsked(t, func(w http.ResponseWriter, r *http.Request) {
+			first.Do(func() { close(arrived) })
+			<-release
+			says(active())(w, r)
+		})
 		i := newIntrospector(t, introspectConfig(a.URL, newHandClock()))
 		var all sync.WaitGroup
 		var bad atomic.Int64
@@ -463,9 +468,7 @@ func TestIntrospectionBudget(t *testing.T) {
 				}
 			})
 		}
-		for a.n.Load() == 0 {
-			time.Sleep(time.Millisecond)
-		}
+		<-arrived
 		close(release)
 		all.Wait()
 		if a.n.Load() != 1 || bad.Load() != 0 {
