@@ -281,6 +281,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.health != nil {
 		w.start("health", s.health.serve)
 	}
+	w.start("heap", func(ctx context.Context) error { return roomLoop(ctx, os.Getenv) })
 	w.start("watchdog", func(ctx context.Context) error { return s.notify.run(ctx, func() { _ = s.Ready() }) })
 	err := s.serveLines(ctx)
 	w.stop(context.Canceled)

@@ -200,6 +200,7 @@ func (l *Ledger) reread(w *walFile, f *frontier, to uint64) error {
 	l.mu.RUnlock()
 	var buf []byte
 	slice := newSlicer(l.opt.Now)
+	defer slice.close()
 	read := w.window(batches, to)
 	for _, b := range batches {
 		if b.first+uint64(b.count) <= f.size || b.first >= to {

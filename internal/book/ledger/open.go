@@ -287,7 +287,9 @@ func (l *Ledger) removeWAL(w *walFile) error {
 	// file without its key is known for what it is by its header.
 	err := l.opt.Keys.DropFileKey(UseWAL, w.header.keyID)
 	if err == nil && w.viewed.Load() == 0 {
-		w.shrink(newSlicer(l.opt.Now).yield)
+		slice := newSlicer(l.opt.Now)
+		w.shrink(slice.yield)
+		slice.close()
 	}
 	if err = errors.Join(err, closeFile(w.f)); err != nil {
 		return err

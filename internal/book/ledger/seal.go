@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"runtime"
 	"time"
 
 	"github.com/gatebook/gatebook/internal/book/store"
@@ -152,6 +151,7 @@ func (l *Ledger) seal(ctx context.Context, w *walFile) error {
 // it.
 func (l *Ledger) bindSegment(ctx context.Context, w *walFile) error {
 	slice := newSlicer(l.opt.Now)
+	defer slice.close()
 	in, err := l.segmentInput(w, slice.yield)
 	if err != nil {
 		return err
@@ -284,29 +284,6 @@ func (l *Ledger) compare(in *segmentInput, back *segmentFile, yield func()) erro
 		}
 		return nil
 	})
-}
-
-// slicer makes long work yield to traffic.
-type slicer struct {
-	now   func() time.Time
-	begun time.Time
-}
-
-// sliceLength is how long work off the request path goes on without letting
-// others run.
-const sliceLength = 100 * time.Microsecond
-
-// sliceEarly is when a slice ends: what is done between two yields takes less
-// than the rest.
-const sliceEarly = sliceLength / 2
-
-func newSlicer(now func() time.Time) *slicer { return &slicer{now: now, begun: now()} }
-
-func (s *slicer) yield() {
-	if now := s.now(); now.Sub(s.begun) > sliceEarly {
-		runtime.Gosched()
-		s.begun = s.now()
-	}
 }
 
 // WithoutSealing runs fn while no file is sealed or removed.

@@ -1,0 +1,99 @@
+package ledger
+
+import (
+	"os"
+	"runtime"
+	"syscall"
+	"time"
+)
+
+// slicer makes long work yield to traffic. It belongs to one goroutine, which
+// closes it.
+type slicer struct {
+	now   func() time.Time
+	begun time.Time
+	turn  *turn // nil until the first slice ends, or if there can be none
+	tried bool
+}
+
+// sliceLength is how long work off the request path goes on without letting
+// others run.
+const sliceLength = 100 * time.Microsecond
+
+// sliceEarly is when a slice ends: what is done between two yields takes less
+// than the rest.
+const sliceEarly = sliceLength / 2
+
+func newSlicer(now func() time.Time) *slicer { return &slicer{now: now, begun: now()} }
+
+func (s *slicer) yield() {
+	if now := s.now(); now.Sub(s.begun) > sliceEarly {
+		s.rest()
+		s.begun = s.now()
+	}
+}
+
+func (s *slicer) rest() {
+	if !s.tried {
+		s.tried = true
+		s.turn = newTurn()
+	}
+	if s.turn == nil || !s.turn.wait() {
+		runtime.Gosched()
+	}
+}
+
+func (s *slicer) close() {
+	if s.turn != nil {
+		s.turn.close()
+	}
+}
+
+// turn lets connections that have something to say come first. runtime.Gosched
+// does not: with one processor the scheduler finds the goroutine that gave way
+// runnable, takes it again and never asks the network, until 10 ms have passed.
+// So the goroutine waits for a byte of its own, like those it gives way to: when
+// it wakes up, the network has been asked, and all who were found ready with
+// it have been put in line.
+type turn struct {
+	r, w *os.File
+	raw  syscall.RawConn
+	said bool
+	b    [1]byte
+}
+
+// newTurn returns nil where there is no such pipe; giving way is then what
+// runtime.Gosched does.
+func newTurn() *turn {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil
+	}
+	t := &turn{r: r, w: w}
+	if t.raw, err = r.SyscallConn(); err != nil {
+		t.close()
+		return nil
+	}
+	return t
+}
+
+// wait reports whether it waited.
+func (t *turn) wait() bool {
+	t.said = false
+	return t.raw.Read(t.step) == nil && t.said
+}
+
+// step says a byte, waits until the poller has noticed, and takes it back.
+func (t *turn) step(fd uintptr) (done bool) {
+	if !t.said {
+		_, err := t.w.Write(t.b[:])
+		t.said = err == nil
+		return err != nil
+	}
+	_, err := syscall.Read(int(fd), t.b[:])
+	return err != syscall.EAGAIN && err != syscall.EINTR
+}
+
+func (t *turn) close() {
+	_, _ = t.r.Close(), t.w.Close()
+}
