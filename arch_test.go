@@ -43,6 +43,7 @@ var mayImport = map[string]struct {
 	"internal/gate":           {s("internal/gate/authn", "internal/gate/authz", "internal/gate/canon", "internal/gate/ratelimit", "internal/gate/upstream", "internal/reason", "internal/book/record"), "it reaches the book through its own Recorder"},
 	"internal/token":          {s("internal/gate", "internal/gate/authn", "internal/gate/canon", "internal/kv", "internal/reason"), "its endpoints are Responders of the gate; who verifies tokens of others is handed to it"},
 	"internal/desk/query":     {s("internal/book", "internal/book/record"), "readers read through book, the one place that opens sealed records"},
+	"internal/desk/deliver":   {s("internal/book", "internal/book/record", "internal/kv"), "it reads the book and keeps cursors; what speaks to sinks is handed to it"},
 	"internal/desk/evidence":  {s("internal/book", "internal/book/ledger"), "readers read through book; proofs are checked with the ledger's arithmetic"},
 	"internal/desk/admin":     {s("internal/book", "internal/book/ledger", "internal/book/record", "internal/desk/evidence", "internal/desk/query"), "it calls the other readers"},
 	"internal/server":         {s("*"), "the composition root sees everything and contains wiring only"},

@@ -153,27 +153,95 @@ func (v *View) Frames(from, to uint64, codec Codec, fn func(index uint64, frame 
 		}
 	}
 	for _, w := range v.wals {
-		err := v.readWAL(w, from, to, func(s *Sealed) error {
-			if s.Manifest || s.Index < from || s.Index >= to {
-				return nil
-			}
-			return fn(s.Index, s.Frame)
-		})
-		if err != nil {
+		if err := v.walFrames(w, from, to, fn); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (v *View) sealedFrames(s *sealedSegment, from, to uint64, codec Codec, fn func(uint64, []byte) error) error {
+// Stream hands out the frames of the records [from, to) in order as Frames does,
+// one at a time: frames before a damaged one may come before the error.
+func (v *View) Stream(from, to uint64, fn func(index uint64, frame []byte) error) error {
+	for _, s := range v.segs {
+		if s.next() <= from || s.manifest.first >= to {
+			continue
+		}
+		if err := v.streamSealed(s, from, to, fn); err != nil {
+			return err
+		}
+	}
+	for _, w := range v.wals {
+		if err := v.walFrames(w, from, to, fn); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (v *View) walFrames(w *walFile, from, to uint64, fn func(uint64, []byte) error) error {
+	return v.readWAL(w, from, to, func(s *Sealed) error {
+		if s.Manifest || s.Index < from || s.Index >= to {
+			return nil
+		}
+		return fn(s.Index, s.Frame)
+	})
+}
+
+func (v *View) streamSealed(s *sealedSegment, from, to uint64, fn func(uint64, []byte) error) error {
+	f, key, err := v.openSealed(s)
+	if err != nil {
+		return err
+	}
+	cols, err := f.columns(&key, v.unpack)
+	if err != nil {
+		return err
+	}
+	at := 0
+	next := func() bool { // to the next entry that is a record
+		for ; at < len(f.entries) && f.entries[at].typ != entryRecord; at++ {
+		}
+		return at < len(f.entries) && f.first()+uint64(at) < to
+	}
+	for frame, err := range v.codec.Frames(cols, f.records(), func() {}) {
+		if err != nil {
+			return err
+		}
+		if !next() {
+			return nil
+		}
+		index := f.first() + uint64(at)
+		at++
+		if index < from {
+			continue
+		}
+		if err := fn(index, frame); err != nil {
+			return err
+		}
+	}
+	if next() {
+		return errSegment
+	}
+	return nil
+}
+
+// openSealed reads a segment and the key of its frames.
+func (v *View) openSealed(s *sealedSegment) (*segmentFile, [32]byte, error) {
 	f, err := readSegment(v.fsys, s.name())
 	if err != nil {
-		return &Damage{Kind: damageOf(err), File: s.name(), First: s.manifest.first, Last: s.next() - 1, Detail: err.Error()}
+		return nil, [32]byte{}, &Damage{Kind: damageOf(err), File: s.name(), First: s.manifest.first, Last: s.next() - 1, Detail: err.Error()}
 	}
 	key, err := v.keys.FileKey(UseSegment, f.header.keyID)
 	if err != nil {
-		return &KeyError{What: s.name(), Err: err}
+		return nil, [32]byte{}, &KeyError{What: s.name(), Err: err}
+	}
+	return f, key, nil
+}
+
+func (v *View) sealedFrames(s *sealedSegment, from, to uint64, codec Codec, fn func(uint64, []byte) error) error {
+	f, key, err := v.openSealed(s)
+	if err != nil {
+		return err
 	}
 	frames, err := f.frames(&key, codec, v.unpack)
 	if err != nil {
@@ -197,13 +265,9 @@ func (v *View) sealedFrames(s *sealedSegment, from, to uint64, codec Codec, fn f
 }
 
 func (v *View) readSealed(s *sealedSegment, fn func(*Sealed) error) error {
-	f, err := readSegment(v.fsys, s.name())
+	f, key, err := v.openSealed(s)
 	if err != nil {
-		return &Damage{Kind: damageOf(err), File: s.name(), First: s.manifest.first, Last: s.next() - 1, Detail: err.Error()}
-	}
-	key, err := v.keys.FileKey(UseSegment, f.header.keyID)
-	if err != nil {
-		return &KeyError{What: s.name(), Err: err}
+		return err
 	}
 	return f.each(&key, v.codec, v.keys, v.unpack, fn)
 }
