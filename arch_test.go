@@ -46,13 +46,17 @@ var mayImport = map[string]struct {
 	"internal/desk/deliver":   {s("internal/book", "internal/book/record", "internal/kv"), "it reads the book and keeps cursors; what speaks to sinks is handed to it"},
 	"internal/desk/evidence":  {s("internal/book", "internal/book/ledger"), "readers read through book; proofs are checked with the ledger's arithmetic"},
 	"internal/desk/admin":     {s("internal/book", "internal/book/ledger", "internal/book/record", "internal/desk/evidence", "internal/desk/query"), "it calls the other readers"},
-	"internal/server":         {s("*"), "the composition root sees everything and contains wiring only"},
-	"internal/cli":            {s("internal/server", "internal/config", "internal/gate/authz", "internal/book/ledger", "internal/desk/admin", "internal/desk/evidence", "internal/desk/query", "internal/demo", "internal/obs"), "commands ask the server or open the book through it"},
-	"internal/demo":           {s("internal/server", "internal/config", "internal/book/ledger", "internal/desk/evidence", "internal/desk/query", "internal/obs"), "the demo uses the product the way a user does; only the demo command reaches it"},
-	"cmd/gatebook":            {s("internal/cli"), "main parses nothing and decides nothing"},
-	"packaging":               {nil, "tests of what is handed out"},
-	"packaging/oci":           {nil, "it makes an image of files and knows nothing of the product"},
-	"internal/testenv/*":      {s("*"), "fakes for tests"},
+
+	"internal/desk/deliver":       {s("internal/book", "internal/book/record", "internal/kv"), "the book is the queue; a sink is whoever implements Sink"},
+	"internal/desk/deliver/sinks": {s("internal/book", "internal/book/record", "internal/desk/deliver"), "sinks speak protocols and do not know the engine"},
+
+	"internal/server":    {s("*"), "the composition root sees everything and contains wiring only"},
+	"internal/cli":       {s("internal/server", "internal/config", "internal/gate/authz", "internal/book/ledger", "internal/desk/admin", "internal/desk/evidence", "internal/desk/query", "internal/demo", "internal/obs"), "commands ask the server or open the book through it"},
+	"internal/demo":      {s("internal/server", "internal/config", "internal/book/ledger", "internal/desk/evidence", "internal/desk/query", "internal/obs"), "the demo uses the product the way a user does; only the demo command reaches it"},
+	"cmd/gatebook":       {s("internal/cli"), "main parses nothing and decides nothing"},
+	"packaging":          {nil, "tests of what is handed out"},
+	"packaging/oci":      {nil, "it makes an image of files and knows nothing of the product"},
+	"internal/testenv/*": {s("*"), "fakes for tests"},
 }
 
 // testsOnly may be imported from _test.go files alone.
