@@ -226,7 +226,15 @@ func (c *Credential) Get() string {
 // Renew reads the credential again and reports whether it has changed. If it
 // cannot be read, the old one stays.
 func (c *Credential) Renew() (changed bool, err error) {
+	return c.renew(func(string) error { return nil })
+}
+
+// renew keeps the old one if check refuses the new one.
+func (c *Credential) renew(check func(string) error) (changed bool, err error) {
 	s, err := c.from()
+	if err == nil {
+		err = check(s)
+	}
 	if err != nil {
 		return false, err
 	}

@@ -125,7 +125,6 @@ type row struct {
 	cause string
 	maybe bool
 	after time.Duration
-	grade deliver.Grade // if class is Done
 }
 
 // webRows are what can happen to any sink over HTTP that knows success by the
