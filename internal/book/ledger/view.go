@@ -24,6 +24,7 @@ type View struct {
 	marks     int
 	hashes    map[uint64][]tlog.Hash // leaf hashes of the block read last
 	viewed    []*walFile             // of the ledger, that is told when the view is closed
+	slice     *slicer                // of a ledger that somebody serves; nil: nobody waits
 }
 
 // viewTries bounds how often View starts over because sealing removed a file
@@ -61,8 +62,19 @@ func (l *Ledger) view() (*View, error) {
 	if v.check, err = OpenCheckpoint(v.checkNote, l.verify); err != nil {
 		return nil, errors.Join(err, v.Close())
 	}
-	v.unpack, err = newUnpacker()
-	return v, err
+	v.slice = newSlicer(l.opt.Now)
+	if v.unpack, err = newUnpacker(); err != nil {
+		return nil, errors.Join(err, v.Close())
+	}
+	v.unpack.yield = v.slice.yield
+	return v, nil
+}
+
+// yield lets traffic go first while a ledger that somebody serves is read.
+func (v *View) yield() {
+	if v.slice != nil {
+		v.slice.yield()
+	}
 }
 
 // Inspect opens a ledger that no process has open, for reading only: it takes
@@ -97,6 +109,9 @@ func (v *View) Close() error {
 	if v.unpack != nil {
 		v.unpack.dec.Close()
 	}
+	if v.slice != nil {
+		v.slice.close()
+	}
 	err := v.closeAll()
 	for _, w := range v.viewed {
 		w.viewed.Add(-1)
@@ -118,6 +133,7 @@ func (v *View) Checkpoint() ([]byte, Tree) { return v.checkNote, v.check }
 // during the call. An error from fn ends the reading and is returned.
 func (v *View) Read(from, to uint64, fn func(*Sealed) error) error {
 	within := func(s *Sealed) error {
+		v.yield()
 		if s.Index < from || s.Index >= to {
 			return nil
 		}
@@ -203,7 +219,7 @@ func (v *View) streamSealed(s *sealedSegment, from, to uint64, fn func(uint64, [
 		}
 		return at < len(f.entries) && f.first()+uint64(at) < to
 	}
-	for frame, err := range v.codec.Frames(cols, f.records(), func() {}) {
+	for frame, err := range v.codec.Frames(cols, f.records(), v.yield) {
 		if err != nil {
 			return err
 		}
@@ -212,6 +228,7 @@ func (v *View) streamSealed(s *sealedSegment, from, to uint64, fn func(uint64, [
 		}
 		index := f.first() + uint64(at)
 		at++
+		v.yield()
 		if index < from {
 			continue
 		}
@@ -227,7 +244,7 @@ func (v *View) streamSealed(s *sealedSegment, from, to uint64, fn func(uint64, [
 
 // openSealed reads a segment and the key of its frames.
 func (v *View) openSealed(s *sealedSegment) (*segmentFile, [32]byte, error) {
-	f, err := readSegment(v.fsys, s.name())
+	f, err := readSegmentSlowly(v.fsys, s.name(), v.unpack.yield)
 	if err != nil {
 		return nil, [32]byte{}, &Damage{Kind: damageOf(err), File: s.name(), First: s.manifest.first, Last: s.next() - 1, Detail: err.Error()}
 	}
@@ -254,6 +271,7 @@ func (v *View) sealedFrames(s *sealedSegment, from, to uint64, codec Codec, fn f
 		}
 		frame, at := frames[r], f.first()+uint64(i)
 		r++
+		v.yield()
 		if frame == nil || at < from || at >= to {
 			continue
 		}
@@ -279,6 +297,7 @@ func (v *View) readWAL(w *walFile, from, to uint64, fn func(*Sealed) error) erro
 		if b.first+uint64(b.count) <= from || b.first >= to {
 			continue
 		}
+		v.yield()
 		items, err := w.readBatch(b.batchInfo, &read, buf)
 		if err != nil {
 			return &Damage{Kind: Edited, File: w.name, First: b.first, Last: b.first + uint64(b.count) - 1, Detail: err.Error()}
