@@ -69,6 +69,8 @@ type maker struct {
 	proj   Projection
 	lim    Limits
 	prefix string // of event ids
+	// What the last batch took, so that the next need not grow to it.
+	lastItems, lastBytes int
 }
 
 func (m *maker) id(index uint64) string {
@@ -108,8 +110,14 @@ func (m *maker) entries(from, to, signed uint64, fn func(*book.Entry) bool) (uin
 // next makes a batch of as many records from the index on as the limits allow.
 func (m *maker) next(from, signed uint64, planned time.Time) (*batch, error) {
 	d := draft{m: m, b: &batch{from: from, planned: planned}}
+	if n := min(uint64(m.lastItems), signed-from); n > 0 {
+		d.b.items, d.b.fate, d.ends = make([]Item, 0, n), make([]fate, 0, n), make([]int, 0, n)
+		d.buf = make([]byte, 0, (uint64(m.lastBytes)+1024)*n/uint64(m.lastItems))
+	}
 	to, err := m.entries(from, signed, signed, func(e *book.Entry) bool { return d.add(e, true) })
-	return d.finish(to), err
+	b := d.finish(to)
+	m.lastItems, m.lastBytes = b.n, b.bytes
+	return b, err
 }
 
 // again makes the batch with these bounds.

@@ -238,7 +238,7 @@ func chunksOf(v view, from, to uint64, reveal bool) iter.Seq2[*chunk, error] {
 		c := newCutter(from)
 		err := v.Forward(from, to, reveal, func(e *book.Entry) error {
 			c.add(e)
-			if len(c.records) < chunkItems && c.bytes < chunkBytes {
+			if len(c.entries) < chunkItems && c.bytes < chunkBytes {
 				return nil
 			}
 			if !give(c.cut(e.Index+1), nil) {
@@ -259,9 +259,9 @@ func chunksOf(v view, from, to uint64, reveal bool) iter.Seq2[*chunk, error] {
 // cutter collects copies of entries until there are enough for a chunk.
 type cutter struct {
 	from    uint64
-	records []record.Record
-	entries []book.Entry // Frame and Personal are set at the end
-	ends    []int        // in arena, two for each entry
+	block   []record.Record // being filled; a Record is large, so there is no one slice that grows
+	entries []book.Entry    // Frame and Personal are set at the end
+	ends    []int           // in arena, two for each entry
 	arena   []byte
 	bytes   int
 }
@@ -269,8 +269,11 @@ type cutter struct {
 func newCutter(from uint64) *cutter { return &cutter{from: from} }
 
 func (c *cutter) add(e *book.Entry) {
-	c.records = append(c.records, *e.Record)
-	c.entries = append(c.entries, book.Entry{Index: e.Index, Sealed: e.Sealed})
+	if len(c.block) == cap(c.block) {
+		c.block = make([]record.Record, 0, max(1, min(2*cap(c.block), 64)))
+	}
+	c.block = append(c.block, *e.Record)
+	c.entries = append(c.entries, book.Entry{Index: e.Index, Record: &c.block[len(c.block)-1], Sealed: e.Sealed})
 	c.arena = append(c.arena, e.Frame...)
 	c.ends = append(c.ends, len(c.arena))
 	c.arena = append(c.arena, e.Personal...)
@@ -282,7 +285,6 @@ func (c *cutter) cut(to uint64) *chunk {
 	at := 0
 	for i := range c.entries {
 		frame, personal := c.ends[2*i], c.ends[2*i+1]
-		c.entries[i].Record = &c.records[i]
 		c.entries[i].Frame = c.arena[at:frame:frame]
 		if personal > frame {
 			c.entries[i].Personal = c.arena[frame:personal:personal]
@@ -290,6 +292,8 @@ func (c *cutter) cut(to uint64) *chunk {
 		at = personal
 	}
 	out := &chunk{from: c.from, to: to, entries: c.entries, bytes: c.bytes + entryCost*len(c.entries)}
-	*c = cutter{from: to}
+	// The next chunk will be about as large.
+	n := len(c.entries)
+	*c = cutter{from: to, entries: make([]book.Entry, 0, n), ends: make([]int, 0, 2*n), arena: make([]byte, 0, c.bytes+c.bytes/16)}
 	return out
 }

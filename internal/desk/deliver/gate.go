@@ -10,6 +10,7 @@ import (
 type gate struct {
 	level int // failures in a row
 	until time.Time
+	sends int64 // sends that had begun when it was closed
 }
 
 // backoff is a random time up to base doubled with each failure, at most most,
@@ -22,11 +23,12 @@ func backoff(base, most time.Duration, failures int) time.Duration {
 	return base/8 + rand.N(max(top, 1))
 }
 
-// fail closes the gate after a failure, at least for as long as the sink asked.
-// What fails while it is closed was under way before and says nothing new.
-func (g *gate) fail(now time.Time, c *SinkConfig, after time.Duration) {
-	if !now.Before(g.until) || g.level == 0 {
+// fail closes the gate after send n failed, at least for as long as the sink
+// asked. A send that was under way already when it was closed says nothing new.
+func (g *gate) fail(now time.Time, c *SinkConfig, after time.Duration, n, sends int64) {
+	if g.level == 0 || n > g.sends {
 		g.level++
+		g.sends = sends
 		g.until = now.Add(backoff(c.BackoffMin, c.BackoffMax, g.level))
 	}
 	g.atLeast(now, min(after, c.AfterMax))

@@ -288,16 +288,16 @@ type double struct {
 	most      int // sends at once
 	taken     map[string]int
 	order     []uint64
-	bodies    map[string][]byte // as first sent
-	twiceOK   map[string]bool   // ids of which an attempt was ambiguous or a crash came between
-	rewritten []string          // ids sent with other bytes than before
-	batches   map[string]string // by first and last id and number: bytes
+	bodies    map[string][]byte          // as first sent
+	twiceOK   map[string]bool            // ids of which an attempt was ambiguous or a crash came between
+	rewritten []string                   // ids sent with other bytes than before
+	cuts      map[uint64]map[uint64]bool // ends of whole batches at their first attempt, by first index
 }
 
 func newDouble(t testing.TB, items int) *double {
 	return &double{
 		t: t, lim: Limits{Items: items, Bytes: 1 << 20, Item: 1 << 16, InFlight: 1}, grade: Durable,
-		taken: map[string]int{}, bodies: map[string][]byte{}, twiceOK: map[string]bool{},
+		taken: map[string]int{}, bodies: map[string][]byte{}, twiceOK: map[string]bool{}, cuts: map[uint64]map[uint64]bool{},
 	}
 }
 
@@ -313,6 +313,12 @@ func (d *double) Send(ctx context.Context, b *Batch) Result {
 	a := act{take: all, res: Result{Class: Done, Grade: d.grade}}
 	if d.script != nil {
 		a = d.script(d.calls, b)
+	}
+	if first, last := b.Items[0].Index, b.Items[len(b.Items)-1].Index; b.Attempt == 1 {
+		if d.cuts[first] == nil {
+			d.cuts[first] = map[uint64]bool{}
+		}
+		d.cuts[first][last] = true
 	}
 	for i, it := range b.Items {
 		if was, ok := d.bodies[it.ID]; ok && !bytes.Equal(was, it.Body) {
@@ -349,6 +355,18 @@ func (d *double) Send(ctx context.Context, b *Batch) Result {
 	return a.res
 }
 
+// resplit are the first indexes of batches that were sent first in more than one
+// way.
+func (d *double) resplit() map[string]int {
+	out := map[string]int{}
+	for first, ends := range d.cuts {
+		if len(ends) > 1 {
+			out[fmt.Sprint(first)] = len(ends)
+		}
+	}
+	return out
+}
+
 // house is an engine over a fake book, with one sink called "s".
 type house struct {
 	t     testing.TB
@@ -356,6 +374,7 @@ type house struct {
 	disk  *memDisk
 	store *memStore
 	sink  *double
+	as    Sink // what the engine gets for sink; nil: itself
 	proj  *plain
 	conf  SinkConfig
 	eng   *Engine
@@ -373,6 +392,9 @@ func (h *house) start() {
 	h.t.Helper()
 	c := h.conf
 	c.Name, c.Sink, c.Projection = "s", h.sink, h.proj
+	if h.as != nil {
+		c.Sink = h.as
+	}
 	var log *slog.Logger
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(h.t.Output(), nil))

@@ -62,6 +62,7 @@ type runner struct {
 	gate      gate
 	pause     *pause // by the sink
 	renewed   bool   // the credential was read again since something was delivered
+	renewals  int64  // sends that had begun then
 	lenient   bool   // any number of records may be refused in a row
 	refused   int    // records in a row
 	dirty     bool   // the state in memory is ahead of the stored one
@@ -93,13 +94,14 @@ type pause struct {
 	status int
 	since  time.Time
 	next   time.Time // when it is tried again
+	sends  int64     // that had begun when it was last believed
 }
 
 // outcome is the end of one send.
 type outcome struct {
-	p    *piece
-	res  Result
-	took time.Duration
+	p   *piece
+	res Result
+	n   int64 // number of the send
 }
 
 func newRunner(ctx context.Context, e *Engine, c SinkConfig) *runner {

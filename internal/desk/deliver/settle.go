@@ -89,11 +89,8 @@ func (r *runner) send(p *piece) {
 	}
 	r.flying++
 	r.sends++
-	b, begun := p.cut(), time.Now()
-	go func() {
-		res := guarded(r.sendCtx, r.c.SendTimeout, r.c.Sink, b)
-		r.results <- outcome{p, res, time.Since(begun)}
-	}()
+	b, n := p.cut(), r.sends
+	go func() { r.results <- outcome{p, guarded(r.sendCtx, r.c.SendTimeout, r.c.Sink, b), n} }()
 }
 
 // guarded sends with a bound in time, and takes a panic for an answer that
@@ -122,15 +119,16 @@ func (r *runner) landed(o outcome) {
 			Detail: fmt.Sprintf("%d results for %d items", len(res.Items), len(o.p.at))}
 	}
 	if res.Items == nil {
-		r.whole(now, o.p, &res)
+		r.whole(now, &o, &res)
 	} else {
-		r.parts(now, o.p, &res)
+		r.parts(now, &o, &res)
 	}
 	r.advance()
 }
 
 // whole takes one result for all items of a piece.
-func (r *runner) whole(now time.Time, p *piece, res *Result) {
+func (r *runner) whole(now time.Time, o *outcome, res *Result) {
+	p := o.p
 	if res.Ambiguous && res.Class != Done {
 		for _, i := range p.at {
 			p.b.fate[i].ambiguous = true
@@ -141,7 +139,7 @@ func (r *runner) whole(now time.Time, p *piece, res *Result) {
 	}
 	switch res.Class {
 	case Done:
-		r.delivered(now)
+		r.delivered(now, o.n)
 		for _, i := range p.at {
 			r.finish(p.b, i, res.Grade)
 		}
@@ -155,14 +153,15 @@ func (r *runner) whole(now time.Time, p *piece, res *Result) {
 		r.await(p)
 	default:
 		r.retries++
-		r.gate.fail(now, &r.c, res.After)
+		r.gate.fail(now, &r.c, res.After, o.n, r.sends)
 		r.await(p)
 	}
 }
 
 // parts takes a result for each item of a piece. What was taken is done; the
 // rest goes on without it.
-func (r *runner) parts(now time.Time, p *piece, all *Result) {
+func (r *runner) parts(now time.Time, o *outcome, all *Result) {
+	p := o.p
 	again := &piece{b: p.b, attempt: p.attempt}
 	var large []int
 	var worst *Result
@@ -176,7 +175,7 @@ func (r *runner) parts(now time.Time, p *piece, all *Result) {
 		}
 		switch res.Class {
 		case Done:
-			r.delivered(now)
+			r.delivered(now, o.n)
 			r.finish(p.b, i, res.Grade)
 		case Poison:
 			r.smaller(now, p, []int{i}, res)
@@ -219,15 +218,21 @@ func (r *runner) smaller(now time.Time, p *piece, at []int, res *Result) {
 	}
 }
 
-// delivered notes that the sink takes records.
-func (r *runner) delivered(now time.Time) {
-	r.gate.open()
-	r.renewed, r.lenient, r.refused = false, false, 0
+// delivered notes that the sink takes records. A send that began before there was
+// trouble says nothing about the trouble.
+func (r *runner) delivered(now time.Time, n int64) {
+	if n > r.gate.sends {
+		r.gate.open()
+	}
+	if n > r.renewals {
+		r.renewed = false
+	}
+	r.lenient, r.refused = false, 0
 	r.lastOK = now
 	if r.failing == "" {
 		r.lastErr = ""
 	}
-	if r.pause != nil {
+	if r.pause != nil && n > r.pause.sends {
 		r.note(now, r.event("sink_resumed", r.pause.cause))
 		r.pause = nil
 	}
@@ -298,7 +303,7 @@ func (r *runner) complaint(res *Result) {
 // its credential turns out to be a new one.
 func (r *runner) pauses(now time.Time, res *Result) {
 	if rn, ok := r.c.Sink.(Renewer); ok && !r.renewed && (res.Status == 401 || res.Status == 403) {
-		r.renewed = true
+		r.renewed, r.renewals = true, r.sends
 		changed, err := rn.Renew()
 		if err != nil {
 			r.trouble("reading the credential again", err)
@@ -316,7 +321,7 @@ func (r *runner) pauses(now time.Time, res *Result) {
 		n.Status, n.Outcome = res.Status, record.Failure
 		r.note(now, n)
 	}
-	r.pause.next = now.Add(r.c.PauseRetry)
+	r.pause.next, r.pause.sends = now.Add(r.c.PauseRetry), r.sends
 	r.gate.open()
 }
 
