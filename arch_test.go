@@ -72,7 +72,7 @@ var owners = map[string][]string{
 	"github.com/expr-lang/expr":           s("internal/desk/query"),
 	"github.com/redis/go-redis":           s("internal/kv"),
 	"go.etcd.io/bbolt":                    s("internal/book/keys", "internal/kv"),
-	"github.com/klauspost/compress":       s("internal/book/ledger"),
+	"github.com/klauspost/compress":       s("internal/book/ledger", "internal/desk/deliver/sinks"),
 	"golang.org/x/mod/sumdb/tlog":         s("internal/book/ledger", "internal/desk/evidence"),
 	"golang.org/x/mod/sumdb/note":         s("internal/book/ledger", "internal/desk/evidence"),
 	"golang.org/x/sys":                    s("internal/book", "internal/book/keys", "internal/book/store", "internal/desk/admin", "internal/demo", "internal/cli", "internal/server"),
