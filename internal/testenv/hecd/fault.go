@@ -133,6 +133,7 @@ func (s *Server) fault(w http.ResponseWriter, r *http.Request, op Op, body []byt
 	}
 	out := []byte(f.Body)
 	if f.Status == 0 && f.Body == "" {
+		w.Header().Set("Content-Type", jsonType)
 		out = encode(v)
 	}
 	if f.Reset == Half {
@@ -149,6 +150,8 @@ func (s *Server) fault(w http.ResponseWriter, r *http.Request, op Op, body []byt
 	}
 }
 
+const jsonType = "application/json; charset=UTF-8"
+
 func encode(v any) []byte {
 	if b, ok := v.([]byte); ok {
 		return b
@@ -159,7 +162,7 @@ func encode(v any) []byte {
 }
 
 func answer(w http.ResponseWriter, status int, v any) {
-	w.Header().Set("Content-Type", "application/json; charset=UTF-8")
+	w.Header().Set("Content-Type", jsonType)
 	w.WriteHeader(status)
 	w.Write(encode(v))
 }
