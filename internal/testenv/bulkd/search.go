@@ -38,14 +38,14 @@ func (s *Server) search(name string, body []byte) (int, any, error) {
 	if len(ixs) == 0 && !strings.Contains(name, "*") {
 		return 0, nil, fail(404, "index_not_found_exception", "no such index ["+name+"]")
 	}
+	wanted, err := compile(q.Query)
+	if err != nil {
+		return 0, nil, fail(400, "parsing_exception", err.Error())
+	}
 	total, hits := 0, []any{}
 	for _, ix := range ixs {
 		for _, d := range ix.docs {
-			ok, err := matches(q.Query, d)
-			if err != nil {
-				return 0, nil, fail(400, "parsing_exception", err.Error())
-			}
-			if !ok {
+			if !wanted(d) {
 				continue
 			}
 			total++
@@ -69,103 +69,104 @@ func (s *Server) search(name string, body []byte) (int, any, error) {
 	}, nil
 }
 
-func matches(raw json.RawMessage, d Doc) (bool, error) {
+// query is one that was read.
+type query func(d Doc) bool
+
+func compile(raw json.RawMessage) (query, error) {
 	if raw == nil {
-		return true, nil
+		return func(Doc) bool { return true }, nil
 	}
 	var q map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &q); err != nil || len(q) != 1 {
-		return false, errors.New("[query] malformed, one clause expected")
+		return nil, errors.New("[query] malformed, one clause expected")
 	}
 	for kind, arg := range q {
 		switch kind {
 		case "match_all":
-			return true, nil
+			return func(Doc) bool { return true }, nil
 		case "ids":
 			var ids struct{ Values []string }
-			err := json.Unmarshal(arg, &ids)
-			return slices.Contains(ids.Values, d.ID), err
+			if err := json.Unmarshal(arg, &ids); err != nil {
+				return nil, err
+			}
+			wanted := map[string]bool{}
+			for _, id := range ids.Values {
+				wanted[id] = true
+			}
+			return func(d Doc) bool { return wanted[d.ID] }, nil
 		case "term":
 			var term map[string]any
 			if err := json.Unmarshal(arg, &term); err != nil || len(term) != 1 {
-				return false, errors.New("[term] malformed")
+				return nil, errors.New("[term] malformed")
 			}
 			for path, want := range term {
-				return fmt.Sprint(lookup(d.Source, path)) == fmt.Sprint(want), nil
+				return func(d Doc) bool { return fmt.Sprint(lookup(d.Source, path)) == fmt.Sprint(want) }, nil
 			}
 		case "range":
-			return inRange(arg, d)
+			return compileRange(arg)
 		case "bool":
-			return both(arg, d)
+			return compileBool(arg)
 		}
-		return false, fmt.Errorf("unknown query [%s]", kind)
+		return nil, fmt.Errorf("unknown query [%s]", kind)
 	}
-	return false, nil
+	return nil, errors.New("no query")
 }
 
-func both(arg json.RawMessage, d Doc) (bool, error) {
+func compileBool(arg json.RawMessage) (query, error) {
 	var clauses map[string][]json.RawMessage
 	if err := json.Unmarshal(arg, &clauses); err != nil {
-		return false, err
+		return nil, err
 	}
+	var yes, no []query
 	for kind, list := range clauses {
 		if kind != "filter" && kind != "must" && kind != "must_not" {
-			return false, fmt.Errorf("[bool] query does not support [%s]", kind)
+			return nil, fmt.Errorf("[bool] query does not support [%s]", kind)
 		}
 		for _, c := range list {
-			ok, err := matches(c, d)
+			q, err := compile(c)
 			if err != nil {
-				return false, err
+				return nil, err
 			}
-			if ok == (kind == "must_not") {
-				return false, nil
+			if kind == "must_not" {
+				no = append(no, q)
+			} else {
+				yes = append(yes, q)
 			}
 		}
 	}
-	return true, nil
+	return func(d Doc) bool {
+		return !slices.ContainsFunc(yes, func(q query) bool { return !q(d) }) && !slices.ContainsFunc(no, func(q query) bool { return q(d) })
+	}, nil
 }
 
-// inRange compares times of RFC 3339.
-func inRange(arg json.RawMessage, d Doc) (bool, error) {
-	var bounds map[string]map[string]string
-	if err := json.Unmarshal(arg, &bounds); err != nil {
-		return false, err
+// compileRange reads bounds that are times of RFC 3339.
+func compileRange(arg json.RawMessage) (query, error) {
+	var bounds map[string]map[string]time.Time
+	if err := json.Unmarshal(arg, &bounds); err != nil || len(bounds) != 1 {
+		return nil, errors.New("[range] malformed, or its bounds are no times")
+	}
+	holds := map[string]func(c int) bool{
+		"gte": func(c int) bool { return c >= 0 }, "gt": func(c int) bool { return c > 0 },
+		"lte": func(c int) bool { return c <= 0 }, "lt": func(c int) bool { return c < 0 },
 	}
 	for path, b := range bounds {
-		text, _ := lookup(d.Source, path).(string)
-		at, err := time.Parse(time.RFC3339Nano, text)
-		if err != nil {
-			return false, nil
-		}
-		for op, limit := range b {
-			l, err := time.Parse(time.RFC3339Nano, limit)
-			if err != nil {
-				return false, err
-			}
-			c := at.Compare(l)
-			switch op {
-			case "gte":
-				if c < 0 {
-					return false, nil
-				}
-			case "gt":
-				if c <= 0 {
-					return false, nil
-				}
-			case "lte":
-				if c > 0 {
-					return false, nil
-				}
-			case "lt":
-				if c >= 0 {
-					return false, nil
-				}
-			default:
-				return false, fmt.Errorf("[range] query does not support [%s]", op)
+		for op := range b {
+			if holds[op] == nil {
+				return nil, fmt.Errorf("[range] query does not support [%s]", op)
 			}
 		}
+		return func(d Doc) bool {
+			text, _ := lookup(d.Source, path).(string)
+			at, err := time.Parse(time.RFC3339Nano, text)
+			for op, limit := range b {
+				if err != nil || !holds[op](at.Compare(limit)) {
+					return false
+				}
+			}
+			return true
+		}, nil
 	}
-	return true, nil
+	return nil, errors.New("[range] malformed")
 }
 
 func lookup(source []byte, path string) any {

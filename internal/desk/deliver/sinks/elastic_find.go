@@ -70,8 +70,10 @@ func (e *Elastic) findSome(ctx context.Context, c *Credential, w deliver.Window,
 // searchAnswer is what is read of an answer to a search.
 type searchAnswer struct {
 	TimedOut bool `json:"timed_out"`
-	Shards   *struct{ Failed int }
-	Hits     struct {
+	Shards   *struct {
+		Failed int
+	} `json:"_shards"`
+	Hits struct {
 		Total *struct {
 			Value    int
 			Relation string

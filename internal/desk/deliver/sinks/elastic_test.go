@@ -265,7 +265,9 @@ func TestElasticRefusesSettings(t *testing.T) {
 		{"a credential has a kind", func(s *ElasticSettings) { s.Auth = ElasticBearer }},
 		{"no colon", func(s *ElasticSettings) { s.Auth, s.Credential = ElasticBasic, constant("user") }},
 		{"api_key, basic or bearer", func(s *ElasticSettings) { s.Auth, s.Credential = "oauth", constant("user") }},
-		{"no credential in it", func(s *ElasticSettings) { s.Auth, s.Credential = ElasticBearer, func() (string, error) { return checkSecret("") } }},
+		{"no credential in it", func(s *ElasticSettings) {
+			s.Auth, s.Credential = ElasticBearer, func() (string, error) { return checkSecret("") }
+		}},
 		{"at most 10,000", func(s *ElasticSettings) { s.Items = 10001 }},
 		{"http to another machine", func(s *ElasticSettings) { s.URL = "http://es.example.com" }},
 	} {
