@@ -40,7 +40,7 @@ type ruleState struct {
 	Filter *filter         `json:"filter,omitempty"`
 }
 
-// maxMarks bounds the marks; they are depth/markEvery apart.
+// maxMarks bounds the marks; they are at least depth/markEvery apart.
 const (
 	maxMarks  = 256
 	markEvery = 32
@@ -50,21 +50,15 @@ const (
 func (s *state) mark(at int64, index uint64, depth int64) {
 	n := len(s.Marks)
 	if n > 0 {
-		last := s.Marks[n-1].At
-		if d := at - last; d >= 0 && d < depth/markEvery {
-			return
-		} else if d < 0 && -d < depth {
-			return // late, or the clock went back a little
+		d := at - s.Marks[n-1].At
+		if d >= 0 && d < depth/markEvery || d < 0 && -d < depth {
+			return // soon after it, or late
 		}
 	}
 	if n == maxMarks {
 		s.Marks = s.Marks[:copy(s.Marks, s.Marks[1:])]
 	}
 	s.Marks = append(s.Marks, mark{at, index})
-	// One mark at or before the depth is enough.
-	for len(s.Marks) > 1 && s.Marks[1].At <= at-depth {
-		s.Marks = s.Marks[:copy(s.Marks, s.Marks[1:])]
-	}
 }
 
 // newest is the time of the newest mark.
@@ -75,18 +69,18 @@ func (s *state) newest() int64 {
 	return s.Marks[len(s.Marks)-1].At
 }
 
-// from is the record from which on all of a depth before Next is read.
+// from is the record from which on all of a depth before Next is read. It goes
+// back by as many marks as a depth has, too, so that one record whose clock was
+// wrong does not hide the others.
 func (s *state) from(depth int64) uint64 {
 	if len(s.Marks) == 0 {
 		return s.Next
 	}
-	from := s.Marks[0].Index
-	for _, m := range s.Marks {
-		if m.At <= s.newest()-depth {
-			from = m.Index
-		}
+	i := max(len(s.Marks)-1-markEvery-1, 0)
+	for i > 0 && s.Marks[i].At > s.newest()-depth {
+		i--
 	}
-	return min(from, s.Next)
+	return min(s.Marks[i].Index, s.Next)
 }
 
 // load reads the state, or makes one that begins now.
