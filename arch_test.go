@@ -43,12 +43,12 @@ var mayImport = map[string]struct {
 	"internal/gate":           {s("internal/gate/authn", "internal/gate/authz", "internal/gate/canon", "internal/gate/ratelimit", "internal/gate/upstream", "internal/reason", "internal/book/record"), "it reaches the book through its own Recorder"},
 	"internal/token":          {s("internal/gate", "internal/gate/authn", "internal/gate/canon", "internal/kv", "internal/reason"), "its endpoints are Responders of the gate; who verifies tokens of others is handed to it"},
 	"internal/desk/query":     {s("internal/book", "internal/book/record"), "readers read through book, the one place that opens sealed records"},
-	"internal/desk/deliver":   {s("internal/book", "internal/book/record", "internal/kv"), "it reads the book and keeps cursors; what speaks to sinks is handed to it"},
 	"internal/desk/evidence":  {s("internal/book", "internal/book/ledger"), "readers read through book; proofs are checked with the ledger's arithmetic"},
 	"internal/desk/admin":     {s("internal/book", "internal/book/ledger", "internal/book/record", "internal/desk/evidence", "internal/desk/query"), "it calls the other readers"},
 
 	"internal/desk/deliver":       {s("internal/book", "internal/book/record", "internal/kv"), "the book is the queue; a sink is whoever implements Sink"},
 	"internal/desk/deliver/sinks": {s("internal/book", "internal/book/record", "internal/desk/deliver"), "sinks speak protocols and do not know the engine"},
+	"internal/desk/detect":        {s("internal/book", "internal/book/record", "internal/desk/query"), "it reads through book and asks in the language of search; its store is handed to it"},
 
 	"internal/server":    {s("*"), "the composition root sees everything and contains wiring only"},
 	"internal/cli":       {s("internal/server", "internal/config", "internal/gate/authz", "internal/book/ledger", "internal/desk/admin", "internal/desk/evidence", "internal/desk/query", "internal/demo", "internal/obs"), "commands ask the server or open the book through it"},

@@ -70,6 +70,7 @@ func TestCaseErrors(t *testing.T) {
 		{rule(`{"name": "a", "where": "true", "count": 1, "window": "1m", "after": "nope"}`), "after"},
 		{rule(`{"name": "a", "where": "true", "count": 1, "window": "1m", "after": "true", "times": 2}`), "after"},
 		{rule(`{"name": "a", "where": "true", "count": 3, "window": "1m", "new": "op"}`), "new"},
+		{rule(`{"name": "a", "where": "true", "count": 3, "window": "1m", "new": "op", "after": "true", "learn": "1h"}`), "learn"},
 		{rule(`{"name": "a", "where": "true", "window": "1m", "new": "nope"}`), "new"},
 		{rule(`{"name": "a", "where": "true", "count": 1, "window": "1m", "severity": "huge"}`), "huge"},
 		{rule(`{"name": "a", "where": "true", "count": 1, "window": "1m", "alert": "A B"}`), "alert"},

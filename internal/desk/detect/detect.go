@@ -49,7 +49,7 @@ type Config struct {
 // record that made them, which is signed every second.
 const (
 	look      = 500 * time.Millisecond // between two glances at the book
-	saveEvery = 10 * time.Second       // between two states kept
+	saveEvery = 30 * time.Second       // between two states kept
 	stretch   = 1 << 18                // records read from one view of the book
 	atOnce    = 256                    // alerts found before they are written
 	leastWait = 100 * time.Millisecond // before something that failed is tried again

@@ -20,6 +20,9 @@ const everybody = "*"
 // what so many do at once was done by whoever changed a policy, or needs no list.
 const storm = 20
 
+// recents is how many values a rule remembers beside its filter.
+const recents = 4096
+
 // maxTold is how many keys with alerts are remembered before old ones are
 // looked for.
 const maxTold = 256
@@ -62,6 +65,7 @@ type rule struct {
 	table        *table
 	past         *past
 	filter       *filter
+	recent       [][]byte // of filter: some of what it was asked last, so that it need not be asked
 	since        int64              // µs: when the first record was seen; 0: none yet
 	told         map[string][]int64 // by key: when the last record of each alert was, µs
 
@@ -98,7 +102,7 @@ func newRule(r Rule) (*rule, error) {
 		leave = out.past.leave
 	}
 	if r.New != "" {
-		out.filter = &filter{}
+		out.filter, out.recent = &filter{}, make([][]byte, recents)
 	}
 	apart := min(2*r.Count, MaxDistinct)
 	if r.Times > 0 {
@@ -215,10 +219,10 @@ func (g *engine) ask(ru *rule, index uint64, r *record.Record, at int64) {
 		ru.since = at
 	}
 	switch {
-	case ru.filter != nil:
-		g.askNew(ru, r, at)
 	case ru.after != nil:
 		g.askAfter(ru, r, at, before)
+	case ru.filter != nil:
+		g.askNew(ru, r, at)
 	default:
 		g.askCount(ru, r, at)
 	}
@@ -237,16 +241,31 @@ func (g *engine) slot(ru *rule) *slot { return ru.table.slot(maphash.Bytes(g.see
 
 // askNew looks whether the key has a value for the first time.
 func (g *engine) askNew(ru *rule, r *record.Record, at int64) {
-	v := *ru.fresh(r)
-	if v == "" || v == record.None {
-		return
-	}
-	sum := sha256.Sum256([]byte(string(g.key) + "\x00" + v))
-	seen := ru.filter.sees([2]uint64{binary.LittleEndian.Uint64(sum[:]), binary.LittleEndian.Uint64(sum[8:]) | 1})
-	if seen || ru.learns(at) {
+	if !g.isNew(ru, r) || ru.learns(at) {
 		return
 	}
 	g.find(ru, r, &finding{count: 1, exact: true, first: at, last: at, links: []string{r.ID.String()}})
+}
+
+// isNew reports whether the key has a value for the first time, and remembers it.
+func (g *engine) isNew(ru *rule, r *record.Record) bool {
+	v := *ru.fresh(r)
+	if v == "" || v == record.None {
+		return false
+	}
+	n := len(g.key)
+	g.key = append(append(g.key, 0), v...)
+	recent := &ru.recent[maphash.Bytes(g.seed, g.key)%recents]
+	same := string(*recent) == string(g.key)
+	if !same {
+		*recent = append((*recent)[:0], g.key...)
+	}
+	var sum [sha256.Size]byte
+	if !same {
+		sum = sha256.Sum256(g.key)
+	}
+	g.key = g.key[:n]
+	return !same && !ru.filter.sees([2]uint64{binary.LittleEndian.Uint64(sum[:]), binary.LittleEndian.Uint64(sum[8:]) | 1})
 }
 
 // learns reports whether the rule is still learning the past.
@@ -254,6 +273,7 @@ func (ru *rule) learns(at int64) bool { return at-ru.since < ru.Learn.Microsecon
 
 // askAfter looks whether a success comes after failures.
 func (g *engine) askAfter(ru *rule, r *record.Record, at int64, failure bool) {
+	isNew := !failure && (ru.filter == nil || g.isNew(ru, r))
 	s, t := g.slot(ru), ru.table
 	if failure {
 		if t.touch(s, at) {
@@ -264,7 +284,7 @@ func (g *engine) askAfter(ru *rule, r *record.Record, at int64, failure bool) {
 	}
 	fresh := s.win == 0 || at-s.win > ru.window
 	s.win = max(s.win, at)
-	if _, ok := t.forward(s, at); !ok || !fresh {
+	if _, ok := t.forward(s, at); !ok || !fresh || !isNew {
 		return
 	}
 	if n := t.sum(s, at); n >= ru.Count {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	_ "time/tzdata" // a machine without its own knows the zones of hours, too
 
 	"github.com/gatebook/gatebook/internal/desk/query"
 )
@@ -47,7 +48,8 @@ type Rule struct {
 	// After is an expression: Count of the records that it takes must have come in
 	// the window before the one that Where takes, and none that Where takes.
 	After string
-	// New is a field: an alert for each value that the key has not had before.
+	// New is a field: an alert for each value that the key has not had before; with
+	// After, none for a value that it has had before.
 	New string
 	// Hours, if not nil: only what happens outside of them is counted.
 	Hours *Hours
@@ -109,7 +111,7 @@ func (r *Rule) setDefaults() {
 	if r.Severity == "" {
 		r.Severity = Medium
 	}
-	if r.New != "" && r.Count == 0 {
+	if r.New != "" && r.After == "" && r.Count == 0 {
 		r.Count = 1
 	}
 }
@@ -168,14 +170,14 @@ func (r *Rule) checkForm(bad func(field, what string, args ...any) error) error 
 		return bad("count", "%d different values cannot be told apart; at most %d", r.Count, MaxDistinct)
 	case r.Times != 0 && (r.Times < 2 || r.Times > maxTimes):
 		return bad("times", "%d is not from 2 to %d", r.Times, maxTimes)
-	case r.After != "" && (r.Distinct != "" || r.Times != 0 || r.New != ""):
-		return bad("after", "it does not go with distinct, times or new")
+	case r.After != "" && (r.Distinct != "" || r.Times != 0):
+		return bad("after", "it does not go with distinct or times")
 	case r.New != "" && textField(r.New) == nil:
 		return bad("new", "%q is no field of text of the frame", r.New)
-	case r.New != "" && (r.Distinct != "" || r.Times != 0 || r.Count != 1):
-		return bad("new", "it does not go with distinct, times or count")
-	case r.Learn != 0 && r.Times == 0 && r.New == "":
-		return bad("learn", "only times and new learn something")
+	case r.New != "" && (r.Distinct != "" || r.Times != 0 || r.Count != 1 && r.After == ""):
+		return bad("new", "it does not go with distinct or times, and with count only beside after")
+	case r.Learn != 0 && r.Times == 0 && (r.New == "" || r.After != ""):
+		return bad("learn", "it is for times, and for new without after")
 	}
 	return nil
 }
@@ -238,7 +240,7 @@ func Builtin() []Rule {
 		},
 		{
 			Name: "guessed_credential", Alert: AlertGuessed, Severity: High,
-			Where: known, By: []string{"client.prefix"}, After: guessed, Count: 20, Window: time.Hour,
+			Where: known, By: []string{"client.prefix"}, After: guessed, Count: 20, Window: time.Hour, New: "subject",
 		},
 		{
 			Name: "privilege_probing", Alert: AlertProbing, Severity: Medium,
