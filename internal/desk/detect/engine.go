@@ -65,7 +65,7 @@ type rule struct {
 	table        *table
 	past         *past
 	filter       *filter
-	recent       [][]byte // of filter: some of what it was asked last, so that it need not be asked
+	recent       [][]byte           // of filter: some of what it was asked last, so that it need not be asked
 	since        int64              // µs: when the first record was seen; 0: none yet
 	told         map[string][]int64 // by key: when the last record of each alert was, µs
 
