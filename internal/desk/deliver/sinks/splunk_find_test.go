@@ -81,10 +81,10 @@ func TestSplunkFind(t *testing.T) {
 	})
 }
 
-// fixed answers the same for ever, cut if it is about more than most indexes.
-type fixed struct{ most uint64 }
+// hecSearchFake answers the same for ever, cut if it is about more than most indexes.
+type hecSearchFake struct{ most uint64 }
 
-func (f *fixed) Do(_ context.Context, _, _ string, _ http.Header, body []byte) (*Answer, error) {
+func (f *hecSearchFake) Do(_ context.Context, _, _ string, _ http.Header, body []byte) (*Answer, error) {
 	var from, to uint64
 	text := string(body)
 	if _, err := fmt.Sscanf(text[strings.Index(text, "n%3E%3D"):], "n%%3E%%3D%d+AND+n%%3C%d", &from, &to); err != nil {
@@ -104,7 +104,7 @@ func (f *fixed) Do(_ context.Context, _, _ string, _ http.Header, body []byte) (
 func TestSplunkFindPages(t *testing.T) {
 	s := splunkInside(t, hecd.New(), nil)
 	for _, c := range []struct{ most, n uint64 }{{1 << 20, 50_001}, {7000, 50_001}, {1, 50}} {
-		s.search = &splunkSearchClient{client: &fixed{most: c.most}, token: credential(t, "r"), index: "i", sourcetype: "s"}
+		s.search = &splunkSearchClient{client: &hecSearchFake{most: c.most}, token: credential(t, "r"), index: "i", sourcetype: "s"}
 		next := uint64(0)
 		err := (&splunkFinder{s}).Find(t.Context(), deliver.Window{Origin: origin, To: c.n, Since: start, Until: start}, func(id string) error {
 			if id != fmt.Sprintf("h-%d", next) {
@@ -117,7 +117,7 @@ func TestSplunkFindPages(t *testing.T) {
 			t.Errorf("pages of %d: %v after %d", c.most, err, next)
 		}
 	}
-	s.search = &splunkSearchClient{client: &fixed{}, token: credential(t, "r"), index: "i", sourcetype: "s"}
+	s.search = &splunkSearchClient{client: &hecSearchFake{}, token: credential(t, "r"), index: "i", sourcetype: "s"}
 	if err := (&splunkFinder{s}).Find(t.Context(), deliver.Window{Origin: origin, To: 9, Since: start, Until: start}, nil); err == nil {
 		t.Error("an answer that is cut for ever is believed")
 	}
