@@ -60,6 +60,7 @@ func (r *runner) tick(now time.Time) {
 			n.then()
 		}
 	}
+	r.takeComparison(now)
 	r.compareIfDue(now)
 }
 

@@ -122,10 +122,7 @@ func (r *runner) tell(signed uint64) {
 	r.told = max(r.told, signed)
 	r.mu.Unlock()
 	if news {
-		select {
-		case r.wake <- struct{}{}:
-		default:
-		}
+		r.nudge()
 	}
 }
 
@@ -205,6 +202,9 @@ func (r *runner) nextTime() time.Time {
 	}
 	if len(r.doomed) > 0 {
 		earlier(r.doomAt)
+	}
+	if r.comparable() {
+		earlier(time.Now().Add(markEvery))
 	}
 	if at, ok := r.sendDue(); ok {
 		earlier(at)
@@ -382,7 +382,13 @@ func (b *batch) count() int { return b.n }
 func (r *runner) windDown() {
 	for _, last := range []bool{false, true} {
 		t := time.NewTimer(graceful)
-		for r.flying > 0 && !timedOut(r, t) {
+		for r.flying > 0 && !r.timedOut(t) {
+		}
+		if last && r.compare.running {
+			select {
+			case <-r.compare.result:
+			case <-t.C:
+			}
 		}
 		t.Stop()
 		if !last {
@@ -404,7 +410,7 @@ func (r *runner) windDown() {
 }
 
 // timedOut takes one outcome, or reports that there was none in time.
-func timedOut(r *runner, t *time.Timer) bool {
+func (r *runner) timedOut(t *time.Timer) bool {
 	select {
 	case o := <-r.results:
 		r.landed(o)

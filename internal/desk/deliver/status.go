@@ -57,6 +57,7 @@ type Status struct {
 	Sends       int64 `json:"sends"`
 	Retries     int64 `json:"retries"` // sends that settled nothing
 	Writes      int64 `json:"writes"`  // of the cursor
+	Missing     int   `json:"missing"` // when last compared
 	// Alarms say why this sink needs somebody to look, for readiness.
 	Alarms []string `json:"alarms,omitempty"`
 }
@@ -102,7 +103,7 @@ func (r *runner) publish(now time.Time) {
 		Failures: r.gate.level, Quarantine: r.jail.depth(), Resending: len(r.resend) + len(r.errands), Receipted: r.st.Noted, Compared: r.st.Compared,
 		LastError: r.lastErr, LastSuccess: r.lastOK, Oldest: r.oldest(),
 		Delivered: r.sum.Count, Ambiguous: r.sum.Ambiguous, Quarantined: r.sum.Quarantined, Late: r.sum.Late, Stubs: r.sum.Stubs,
-		Sends: r.sends, Retries: r.retries, Writes: r.writes,
+		Sends: r.sends, Retries: r.retries, Writes: r.writes, Missing: r.compare.missing,
 	}
 	switch {
 	case r.halted():
@@ -158,6 +159,9 @@ func (r *runner) alarms(now time.Time, s *Status) []string {
 	}
 	if s.Quarantine > 0 {
 		add("%d records are in quarantine", s.Quarantine)
+	}
+	if text := r.compare.alarm(); text != "" {
+		add("%s", text)
 	}
 	late := !s.Oldest.IsZero() && now.Sub(s.Oldest) > r.c.LagAge
 	if late {
