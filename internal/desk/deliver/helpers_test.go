@@ -147,6 +147,9 @@ func (p *plain) Append(dst []byte, id string, e *book.Entry) ([]byte, error) {
 	return append(dst, '}'), nil
 }
 func (p *plain) Stub(dst []byte, id string, e *book.Entry, size int) ([]byte, error) {
+	if p.err != nil && e.Index != 4 && errors.Is(p.err(e.Index), errNoStub) {
+		return dst, errNoStub
+	}
 	return fmt.Appendf(dst, `{"id":%q,"stub":%d}`, id, size), nil
 }
 
