@@ -65,7 +65,7 @@ func (s *Server) take(n int, id string, token Token, path string, body []byte, f
 		return statusOf(v.Code), v
 	}
 	if s.MaxBody > 0 && len(body) > s.MaxBody {
-		return http.StatusRequestEntityTooLarge, &reply{Text: "Content-Length is too large", Code: 27}
+		return http.StatusRequestEntityTooLarge, map[string]string{"text": "Content-Length is too large"}
 	}
 	if len(bytes.TrimSpace(body)) == 0 {
 		return statusOf(5), fail(5)

@@ -34,8 +34,8 @@ type SplunkSettings struct {
 	// Ack waits until the indexer says that it has indexed. The token must have
 	// indexer acknowledgement then, and must not otherwise.
 	Ack bool
-	// AckLimit is how long to wait for that; 0: 5 min. What took longer is sent
-	// again.
+	// AckLimit is how long to wait for that, 10 min at most; 0: 5 min. What took
+	// longer is sent again.
 	AckLimit time.Duration
 	// BatchBytes and BatchItems are the most of one request, before compression;
 	// 0: 1,000,000 and 1,000.
@@ -134,6 +134,9 @@ func newSplunk(set SplunkSettings, client requester) (*Splunk, error) {
 	if set.Token == nil {
 		return nil, errors.New("splunk: there is no token")
 	}
+	if set.AckLimit > splunkAckMost {
+		return nil, fmt.Errorf("splunk: waiting %s for an acknowledgement is too long; %s is the most", set.AckLimit, splunkAckMost)
+	}
 	if set.AckLimit < 0 || set.BatchBytes < 0 || set.BatchItems < 0 || set.InFlight < 0 {
 		return nil, errors.New("splunk: a limit is negative")
 	}
@@ -219,32 +222,32 @@ func (s *Splunk) Send(ctx context.Context, b *deliver.Batch) deliver.Result {
 }
 
 // suspects finds the event that the collector will not have. Sources differ on
-// whether it counts them from 0 or from 1, so both are sent alone, and only one
-// that is refused alone is poison. What came before may have been taken.
+// whether it counts them from 0 or from 1, so the one at the number and then the
+// one before it are sent alone, and only what is refused alone is poison. What
+// came before that may have been taken, what comes behind it was not.
 func (l *splunkLane) suspects(ctx context.Context, items []deliver.Item, number int, all deliver.Result) deliver.Result {
-	first, last := max(number-1, 0), min(number, len(items)-1)
-	if first > last {
-		return all // nonsense: the engine bisects
-	}
 	out := make([]deliver.Result, len(items))
-	found := false
-	for i := range items {
-		out[i] = deliver.Result{Class: deliver.Retry, Status: all.Status, Cause: "refused_with_another", Ambiguous: i <= last}
-	}
-	for i := first; i <= last && ctx.Err() == nil; i++ {
+	for i := number; i >= max(number-1, 0) && ctx.Err() == nil; i-- {
+		if i >= len(items) {
+			continue
+		}
 		r, _ := l.send(ctx, items[i:i+1])
-		if r.Class == deliver.Pause {
+		switch out[i] = r; r.Class {
+		case deliver.Pause:
+			r.Ambiguous = true
 			return r // as true of all the others
+		case deliver.Poison:
+			out[i].Ambiguous = false
+			for k := range out {
+				if alone := k == i || k == i+1 && i < number; !alone {
+					out[k] = deliver.Result{Class: deliver.Retry, Status: all.Status, Cause: "refused_with_another", Ambiguous: k < i}
+				}
+			}
+			return deliver.Result{Items: out}
 		}
-		if r.Class == deliver.Poison {
-			r.Ambiguous, found = false, true
-		}
-		out[i] = r
 	}
-	if !found {
-		return all
-	}
-	return deliver.Result{Items: out}
+	all.Ambiguous = true
+	return all // the number leads nowhere: the engine bisects
 }
 
 // send sends items in one request and waits for the best answer that there can

@@ -15,6 +15,7 @@ import (
 const (
 	splunkPollFirst = 250 * time.Millisecond
 	splunkPollMost  = 10 * time.Second
+	splunkAckMost   = 10 * time.Minute // the engine gives a send up after 15
 )
 
 // wait asks until the indexer says that it has indexed the request. It says so
@@ -46,7 +47,11 @@ func (l *splunkLane) wait(ctx context.Context, id uint64) deliver.Result {
 			trouble = err.Error()
 			continue
 		}
-		l.learn(a)
+		if len(l.jar.Cookies(l.s.url)) == 0 {
+			// Otherwise those stay that led to the indexer that has the events: if
+			// they got lost on the way here, another one has answered.
+			l.learn(a)
+		}
 		switch taken, err := splunkAcked(a, id); {
 		case err == nil && taken:
 			return deliver.Result{Class: deliver.Done, Grade: deliver.Durable, Status: http.StatusOK}

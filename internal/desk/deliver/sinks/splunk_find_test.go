@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -141,4 +143,61 @@ func FuzzSplunkRows(f *testing.F) {
 			t.Fatalf("believed without an end: %q", body)
 		}
 	})
+}
+
+// The whole of it over real connections: events, acknowledgements and the
+// search, and connections that are cut.
+func TestSplunkOverHTTP(t *testing.T) {
+	t.Parallel()
+	srv := hecd.New()
+	srv.Search = "reader"
+	web := httptest.NewServer(srv)
+	defer web.Close()
+	s, err := NewSplunk(SplunkSettings{
+		Settings: Settings{URL: web.URL, Gzip: true, Timeout: 2 * time.Second}, Token: credential(t, hecd.AckToken), Index: "audit", Ack: true, InFlight: 2,
+		Search: &SplunkSearch{Settings: Settings{URL: web.URL}, Token: credential(t, "reader")},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Test(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n := uint64(0)
+	for name, c := range map[string]struct {
+		fault  hecd.Fault
+		class  deliver.Class
+		copies int // of what is sent until it is done
+	}{
+		"well":   {hecd.Fault{}, deliver.Done, 1},
+		"before": {hecd.Fault{Reset: hecd.Before}, deliver.Retry, 1},
+		"after":  {hecd.Fault{Reset: hecd.After}, deliver.Retry, 2},
+		"half":   {hecd.Fault{Reset: hecd.Half}, deliver.Retry, 2},
+		"slow":   {hecd.Fault{Slow: time.Minute}, deliver.Retry, 2},
+		"busy":   {hecd.Fault{Code: 9}, deliver.Retry, 1},
+	} {
+		srv.Script(hecd.Events, c.fault)
+		b := splunkBatch(n, n+3)
+		n += 3
+		r := s.Send(t.Context(), b)
+		if r.Class != c.class || r.Ambiguous != (c.class == deliver.Retry && name != "busy") {
+			t.Errorf("%s: %+v", name, r)
+		}
+		if r.Class != deliver.Done {
+			if r = s.Send(t.Context(), b); r.Class != deliver.Done || r.Grade != deliver.Durable {
+				t.Errorf("%s, again: %+v", name, r)
+			}
+		}
+		if got := srv.Copies()[b.Items[0].ID]; got != c.copies {
+			t.Errorf("%s: %d copies, want %d", name, got, c.copies)
+		}
+	}
+	found := map[string]int{}
+	w := deliver.Window{Origin: origin, To: n, Since: start, Until: start.Add(time.Hour)}
+	if err := s.(deliver.Finder).Find(t.Context(), w, func(id string) error { found[id]++; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if want := srv.Copies(); !maps.Equal(found, want) {
+		t.Errorf("found %v, want %v", found, want)
+	}
 }

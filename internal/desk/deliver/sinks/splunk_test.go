@@ -148,6 +148,7 @@ func TestSplunkSettings(t *testing.T) {
 		"index quote": {func(s *SplunkSettings) { s.Index = `a"b` }, "index"},
 		"host line":   {func(s *SplunkSettings) { s.Host = "a\nb" }, "host"},
 		"limit":       {func(s *SplunkSettings) { s.AckLimit = -1 }, "negative"},
+		"long limit":  {func(s *SplunkSettings) { s.AckLimit = time.Hour }, "too long"},
 		"batch":       {func(s *SplunkSettings) { s.BatchBytes = 100 }, "too small"},
 		"plain":       {func(s *SplunkSettings) { s.URL = "http://splunk.example.com" }, "http to another machine"},
 		"search index": {func(s *SplunkSettings) {
