@@ -516,3 +516,29 @@ func FuzzSplunkAnswer(f *testing.F) {
 		}
 	})
 }
+
+// After an answer that did not come the balancer may choose another indexer:
+// the one that the cookie leads to may be what does not answer.
+func TestSplunkLeavesIndexer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := hecd.New()
+		srv.Nodes = 2
+		s := splunkInside(t, srv, func(set *SplunkSettings) { set.InFlight = 1 })
+		srv.Script(hecd.Events, hecd.Fault{}, hecd.Fault{Slow: time.Hour})
+		for i, want := range []deliver.Class{deliver.Done, deliver.Retry, deliver.Done} {
+			if r := s.Send(t.Context(), splunkBatch(uint64(i), uint64(i+1))); r.Class != want {
+				t.Fatalf("%d: %+v", i, r)
+			}
+		}
+		var sent []http.Header
+		for _, q := range srv.Requests() {
+			if q.Path == splunkEvents {
+				sent = append(sent, q.Header)
+			}
+		}
+		const channel = "X-Splunk-Request-Channel"
+		if len(sent) != 3 || sent[1].Get("Cookie") == "" || sent[2].Get("Cookie") != "" || sent[0].Get(channel) != sent[1].Get(channel) || sent[1].Get(channel) == sent[2].Get(channel) {
+			t.Errorf("%v", sent)
+		}
+	})
+}
