@@ -46,9 +46,10 @@ var mayImport = map[string]struct {
 	"internal/desk/evidence":  {s("internal/book", "internal/book/ledger"), "readers read through book; proofs are checked with the ledger's arithmetic"},
 	"internal/desk/admin":     {s("internal/book", "internal/book/ledger", "internal/book/record", "internal/desk/evidence", "internal/desk/query"), "it calls the other readers"},
 
-	"internal/desk/deliver":       {s("internal/book", "internal/book/record", "internal/kv"), "the book is the queue; a sink is whoever implements Sink"},
-	"internal/desk/deliver/sinks": {s("internal/book", "internal/book/record", "internal/desk/deliver"), "sinks speak protocols and do not know the engine"},
-	"internal/desk/detect":        {s("internal/book", "internal/book/record", "internal/desk/query"), "it reads through book and asks in the language of search; its store is handed to it"},
+	"internal/desk/deliver":         {s("internal/book", "internal/book/record", "internal/kv"), "the book is the queue; a sink is whoever implements Sink"},
+	"internal/desk/deliver/project": {s("internal/book", "internal/book/record", "internal/desk/deliver"), "records in the words of others; what leaves is decided here"},
+	"internal/desk/deliver/sinks":   {s("internal/book", "internal/book/record", "internal/desk/deliver"), "sinks speak protocols and do not know the engine"},
+	"internal/desk/detect":          {s("internal/book", "internal/book/record", "internal/desk/query"), "it reads through book and asks in the language of search; its store is handed to it"},
 
 	"internal/server":    {s("*"), "the composition root sees everything and contains wiring only"},
 	"internal/cli":       {s("internal/server", "internal/config", "internal/gate/authz", "internal/book/ledger", "internal/desk/admin", "internal/desk/evidence", "internal/desk/query", "internal/demo", "internal/obs"), "commands ask the server or open the book through it"},
@@ -300,7 +301,7 @@ func TestOfTheProject(t *testing.T) {
 			return err
 		}
 		if d.IsDir() {
-			if d.Name() == ".git" || d.Name() == "testdata" || d.Name() == "node_modules" || path == "bin" || path == "dist" {
+			if d.Name() == ".git" || d.Name() == "testdata" || d.Name() == "node_modules" || d.Name() == "venv" || path == "bin" || path == "dist" {
 				return fs.SkipDir // what was built holds the words of others
 			}
 			return nil

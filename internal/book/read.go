@@ -25,6 +25,10 @@ type Entry struct {
 	Sealed error
 }
 
+// Erased reports whether the personal part is not there because its subject's
+// key was destroyed: it will never be there again. Any other Sealed is trouble.
+func (e *Entry) Erased() bool { return errors.Is(e.Sealed, keys.ErrKeyDestroyed) }
+
 // Reader reads the book as it was at one moment. It belongs to one goroutine
 // and must be closed.
 type Reader struct {
