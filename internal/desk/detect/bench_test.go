@@ -1,12 +1,16 @@
 package detect
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"runtime"
+	"strings"
 	"testing"
 
+	"github.com/gatebook/gatebook/internal/book"
 	"github.com/gatebook/gatebook/internal/book/record"
+	"github.com/gatebook/gatebook/internal/book/redact"
 )
 
 // benchRecords are allowed requests of 10,000 subjects from 3,000 networks, with
@@ -69,6 +73,53 @@ func BenchmarkFlood(b *testing.B) {
 		flood(&r, i)
 		g.see(uint64(i), &r)
 		n++
+	}
+	b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "records/s")
+}
+
+// BenchmarkBook is what reading sealed records from the book and the built-in
+// rules cost together.
+func BenchmarkBook(b *testing.B) {
+	ctx := context.Background()
+	must := func(err error) {
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	dir := b.TempDir()
+	c := book.Config{Dir: dir + "/data", KeyDir: dir + "/keys", Prefix: "log.example", Node: "n1"}
+	_, err := book.Create(ctx, c)
+	must(err)
+	bk, err := book.Open(ctx, c)
+	must(err)
+	rules, err := redact.New(redact.Config{Names: redact.Names{
+		Routes: []string{"orders.read"}, Templates: []string{"/v1/orders/{id}"}, Hosts: []string{"api.example.com"},
+		Issuers: []string{"corp"}, Roles: []string{"clerk"}, KIDs: []string{"k1"},
+	}})
+	must(err)
+	rec := bk.Recorder(rules, "00112233445566778899aabbccddeeff")
+	for _, r := range benchRecords(50_000) {
+		r.ID, r.Raw.IssuerSub, r.Raw.RemoteAddr, r.Subject = bk.NewID(r.At()), r.Subject, strings.TrimSuffix(r.Client.Prefix, "0/24")+"9", ""
+		must(rec.Commit(ctx, record.Ref{}, &r, record.Written))
+	}
+	must(bk.Close(ctx)) // which seals
+	bk, err = book.Open(ctx, c)
+	must(err)
+	defer bk.Close(ctx)
+	g, err := newEngine(Builtin())
+	must(err)
+	n := 0
+	b.ResetTimer()
+	for b.Loop() {
+		r, err := bk.Reader()
+		must(err)
+		must(r.Each(0, r.Size(), false, func(e *book.Entry) error {
+			g.see(e.Index, e.Record)
+			g.findings = g.findings[:0]
+			n++
+			return nil
+		}))
+		must(r.Close())
 	}
 	b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "records/s")
 }

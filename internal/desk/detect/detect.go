@@ -60,8 +60,9 @@ const (
 // once.
 type Detector struct {
 	cfg    Config
-	engine *engine // owned by Run
-	st     state   // owned by Run
+	every  time.Duration // between two states kept
+	engine *engine       // owned by Run
+	st     state         // owned by Run
 
 	// Owned by Run.
 	next  uint64    // the first record not looked at yet
@@ -107,7 +108,7 @@ func New(ctx context.Context, c Config) (*Detector, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Detector{cfg: c, engine: g}
+	d := &Detector{cfg: c, every: saveEvery, engine: g}
 	if err := d.load(ctx); err != nil {
 		return nil, err
 	}
@@ -193,7 +194,7 @@ func (d *Detector) goOn(ctx context.Context) error {
 // keep keeps the state from time to time, once the alerts that it takes for
 // written are durable.
 func (d *Detector) keep(ctx context.Context) error {
-	if time.Since(d.saved) < saveEvery || !d.mayKeep() {
+	if time.Since(d.saved) < d.every || !d.mayKeep() {
 		return nil
 	}
 	return d.save(ctx)
@@ -219,7 +220,9 @@ func (d *Detector) read(ctx context.Context, to uint64) error {
 			return ctx.Err()
 		}
 		d.next, d.dirty = e.Index+1, true
-		d.st.mark(e.Record.Time+e.Record.DurUS, e.Index, depth)
+		if e.Record.Kind != record.KindAlert {
+			d.st.mark(e.Record.Time+e.Record.DurUS, e.Index, depth)
+		}
 		d.engine.see(e.Index, e.Record)
 		if len(d.engine.findings) >= atOnce {
 			return errEnough

@@ -33,11 +33,18 @@ func newHouse(t *testing.T) *house {
 	h.cfg = book.Config{Dir: filepath.Join(dir, "data"), KeyDir: filepath.Join(dir, "keys"), Prefix: "log.example", Node: "n1", Ballast: -1}
 	_, err := book.Create(context.Background(), h.cfg)
 	h.must(err)
-	h.rules, err = redact.New(redact.Config{Names: redact.Names{Routes: []string{"a"}, Templates: []string{"/a"}}})
-	h.must(err)
+	h.rules = testRules(t)
 	h.open()
 	t.Cleanup(func() { h.stop() })
 	return h
+}
+
+func testRules(t *testing.T) *redact.Rules {
+	r, err := redact.New(redact.Config{Names: redact.Names{Routes: []string{"a"}, Templates: []string{"/a"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
 }
 
 func (h *house) must(err error) {

@@ -68,6 +68,7 @@ type rule struct {
 	recent       [][]byte           // of filter: some of what it was asked last, so that it need not be asked
 	since        int64              // µs: when the first record was seen; 0: none yet
 	told         map[string][]int64 // by key: when the last record of each alert was, µs
+	most         int                // of told, before old ones are looked for
 
 	alerts   uint64
 	withheld uint64 // alerts that a storm kept from being written
@@ -80,7 +81,7 @@ func newRule(r Rule) (*rule, error) {
 	if err := r.check(); err != nil {
 		return nil, err
 	}
-	out := &rule{Rule: r, window: r.Window.Microseconds(), told: map[string][]int64{}, distinct: textField(r.Distinct), fresh: textField(r.New)}
+	out := &rule{Rule: r, window: r.Window.Microseconds(), told: map[string][]int64{}, most: maxTold, distinct: textField(r.Distinct), fresh: textField(r.New)}
 	var err error
 	if out.where, err = r.condition("where", r.Where); err != nil {
 		return nil, err
@@ -159,21 +160,26 @@ func (g *engine) alerted(r *record.Record) {
 	}
 }
 
-// tell remembers an alert. What is older than any record that may come is
-// forgotten.
+// tell remembers an alert.
 func (ru *rule) tell(key string, at int64) {
-	if slices.Contains(ru.told[key], at) {
+	if !slices.Contains(ru.told[key], at) {
+		ru.told[key] = append(ru.told[key], at)
+	}
+}
+
+// forget drops alerts that are too old for a record of a time. Those that are
+// later stay: they were found in the book ahead of the records.
+func (ru *rule) forget(at int64) {
+	if len(ru.told) < ru.most {
 		return
 	}
-	if len(ru.told) >= maxTold {
-		for k, times := range ru.told {
-			if slices.Max(times) < at-2*ru.window {
-				delete(ru.told, k)
-			}
+	for k, times := range ru.told {
+		times = slices.DeleteFunc(times, func(t int64) bool { return t < at-2*ru.window })
+		if ru.told[k] = times; len(times) == 0 {
+			delete(ru.told, k)
 		}
 	}
-	times := slices.DeleteFunc(ru.told[key], func(t int64) bool { return t < at-2*ru.window })
-	ru.told[key] = append(times, at)
+	ru.most = max(maxTold, 2*len(ru.told))
 }
 
 // tells reports whether one of the times is within a window of at.
@@ -378,6 +384,7 @@ func (g *engine) find(ru *rule, r *record.Record, f *finding) {
 		}
 	}
 	ru.tell(f.key, f.last)
+	ru.forget(f.last)
 	ru.alerts++
 	g.findings = append(g.findings, *f)
 }
