@@ -42,7 +42,7 @@ type File struct {
 	Redact       Redact              `key:"redact" doc:"What records keep beyond the fixed allow-list."`
 	Classes      map[string]Class    `key:"classes" names:"name" later:"retention of records by class" doc:"How long records are kept, by class."`
 	Detect       Detect              `key:"detect" doc:"What is done about callers who fail again and again, and when it is an alert."`
-	Sinks        Later               `key:"sinks" later:"delivery of records to outside systems" doc:"Outside systems that receive records."`
+	Sinks        []Sink              `key:"sinks" doc:"Outside systems that receive every record, at least once each. A sink that is away holds up nothing; what it lacks stays in the book and is sent when it is back."`
 	Reload       Reload              `key:"reload" doc:"When the file is read again besides SIGHUP and gatebook reload. Certificates are always read again when they change."`
 	RequestID    RequestID           `key:"request_id" doc:"Request ids made by others."`
 	DPoP         DPoP                `key:"dpop" doc:"How proofs of possession (DPoP, RFC 9449) are judged on routes with dpop."`

@@ -46,6 +46,14 @@ func forms(name string) form {
 		return form{`^https?://`, checkIssuer}
 	case "jwksurl":
 		return form{`^https?://`, checkKeySetURL}
+	case "sinkurl":
+		return form{`^https?://[^?#]+$`, checkSinkURL}
+	case "sinkname":
+		return form{`^[a-z0-9_][a-z0-9_-]*$`, checkSinkName}
+	case "datastream":
+		return form{`^[a-z0-9._]+-[a-z0-9._]+-[a-z0-9._]+$`, checkDataStream}
+	case "tag":
+		return form{`^[A-Za-z][A-Za-z0-9_:./-]*$`, checkTag}
 	case "target":
 		return form{`^https?://[^/?#]+/?$`, checkTarget}
 	case "file":

@@ -313,6 +313,10 @@ func TestSchemaPatterns(t *testing.T) {
 		"holder":         {"cn:Ada Lovelace", "dns:ops.example.com", "email:ada@example.com", "uri:spiffe://x/y", "role:corp:auditor", "sub:corp:a:b"},
 		"trustdomain":    {"example.org", "prod_1.example-2.org"},
 		"identityheader": {"X-Gatebook-Identity", "x-id"},
+		"sinkurl":        {"https://siem.example.com:8088", "http://10.0.0.7:9200/prefix"},
+		"sinkname":       {"main", "_audit", "gate-1_x"},
+		"datastream":     {"logs-gatebook.audit-default"},
+		"tag":            {"env:prod", "team:a/b-c.d"},
 		"clientid":       {"shop", "s6BhdRkqt3", "{x}"},
 	}
 	used := map[string]bool{}

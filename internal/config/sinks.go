@@ -1,0 +1,298 @@
+package config
+
+import (
+	"fmt"
+	"net/url"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+)
+
+// Values of Sink.Type.
+const (
+	SinkSplunk     = "splunk_hec"
+	SinkElastic    = "elasticsearch"
+	SinkOpenSearch = "opensearch"
+	SinkDatadog    = "datadog"
+	SinkWebhook    = "webhook"
+	SinkFile       = "file"
+	SinkStdout     = "stdout"
+)
+
+// Values of Sink.Project.
+const (
+	ProjectNative = "native"
+	ProjectECS    = "ecs"
+	ProjectOCSF   = "ocsf"
+)
+
+// Sink is an outside system that receives every record. Which keys a type has
+// is in sinkKeys.
+type Sink struct {
+	Name    string    `key:"name" required:"true" form:"name" doc:"Name of the sink in commands, metrics and records. The cursor, which says what was delivered, is kept by it."`
+	Type    string    `key:"type" required:"true" enum:"splunk_hec elasticsearch opensearch datadog webhook file stdout" doc:"Protocol that the sink speaks. It decides which of the other keys there are."`
+	URL     string    `key:"url" form:"sinkurl" doc:"Where the sink is reached: the base URL without the path of the API for splunk_hec, elasticsearch and opensearch, the whole URL for webhook; for datadog in place of site."`
+	Plain   bool      `key:"plain" doc:"Send in clear to another machine: url may then begin with http. Whoever sits between can read and drop what is sent."`
+	Token   *Secret   `key:"token" doc:"Credential: the HEC token of splunk_hec, the API key of datadog, the encoded API key of elasticsearch, a bearer token of webhook and opensearch. It is read again when the sink refuses it."`
+	User    string    `key:"username" form:"text" doc:"User name, for elasticsearch and opensearch in place of token."`
+	Pass    *Secret   `key:"password" doc:"Password of username."`
+	Signing *Secret   `key:"signing_key" doc:"Secret of at least 32 characters with which requests to a webhook are signed (HMAC-SHA256), so that the receiver can tell who sent them."`
+	TLS     *SinkTLS  `key:"tls" doc:"How the sink's certificate is verified, and the certificate of this gate. The sink is always verified."`
+	Path    Path      `key:"path" form:"file" doc:"File to which a sink of the type file appends, one JSON object a line. Its directory must be there, and outside data."`
+	Rotate  Size      `key:"rotate" min:"1MiB" max:"1024GiB" doc:"Size at which a sink of the type file begins another file; the one before is named after its first record. Unset: never."`
+	Ack     bool      `key:"ack" doc:"Wait until splunk_hec has indexed a batch (indexer acknowledgement, which the token must have). Only then is it delivered durably; without it is only accepted. Splunk Cloud does not have it."`
+	Index   string    `key:"index" form:"sinkname" doc:"Index of splunk_hec. Default: that of the token."`
+	Source  string    `key:"source" form:"text" doc:"Source of splunk_hec, and of datadog (ddsource). Default: gatebook."`
+	SrcType string    `key:"sourcetype" form:"text" doc:"Source type of splunk_hec. Default: gatebook:PROJECT, such as gatebook:ecs."`
+	Stream  string    `key:"data_stream" form:"datastream" doc:"Data stream of elasticsearch and opensearch. Default: logs-gatebook.audit-default."`
+	Site    string    `key:"site" form:"host" doc:"Site of datadog, such as datadoghq.eu."`
+	Service string    `key:"service" form:"text" doc:"Service of datadog. Default: gatebook."`
+	Tags    []string  `key:"tags" form:"tag" doc:"Tags of datadog, such as env:prod."`
+	Project string    `key:"project" enum:"native ecs ocsf" doc:"Form that a record is given: native is the record as the book has it, ecs the Elastic Common Schema, ocsf the Open Cybersecurity Schema. Default: ecs for elasticsearch and opensearch, native for the others. Changing it begins with the next record."`
+	Fields  []string  `key:"fields" enum:"sub name email tenant_user claimed ip port fwd ua path query referer cert_subject session token family client_request_id traceparent headers claims body_sha256 ja4 bytes_in bytes_out" doc:"Fields of the personal part that leave to this sink. Unset: none does, and people are pseudonyms of this sink's own. What has left cannot be erased here any more."`
+	Gzip    string    `key:"compression" default:"gzip" enum:"gzip none" doc:"Compression of requests."`
+	Batch   SinkBatch `key:"batch" doc:"Bounds of what is sent at once, below those of the sink's protocol."`
+	Flight  int       `key:"in_flight" min:"1" max:"64" doc:"Batches under way at once. 1 keeps the order of records. Default: that of the type."`
+	Timeout Duration  `key:"timeout" default:"30s" min:"1s" max:"10m" doc:"For one request with its answer."`
+	Alarm   Duration  `key:"alarm_after" default:"15m" min:"1m" max:"30d" doc:"Age of the oldest record that is not delivered from which on readiness says so."`
+	Paused  bool      `key:"paused" doc:"Deliver nothing; the cursor stays. gatebook sink pause does it without a reload."`
+}
+
+// SinkTLS is how a sink is reached by TLS.
+type SinkTLS struct {
+	CA   Path `key:"ca" form:"file" doc:"PEM file of the authorities trusted, instead of the system's."`
+	Cert Path `key:"cert" form:"file" doc:"PEM file with the gate's client certificate and its chain."`
+	Key  Path `key:"key" form:"file" doc:"PEM file with the private key of cert, readable by its owner only."`
+}
+
+// SinkBatch bounds a batch.
+type SinkBatch struct {
+	Records int  `key:"records" min:"1" max:"100000" doc:"Records in a batch at most. Default: what the protocol takes well."`
+	Bytes   Size `key:"bytes" min:"64KiB" max:"64MiB" doc:"Size of a batch at most, before compression. Default: what the protocol takes well."`
+}
+
+// sinkKind is which keys a type of sink has beyond those of all.
+type sinkKind struct {
+	name  string
+	needs []string // must be there
+	has   []string // may be there
+}
+
+// sinkKeys are all types. Keys that are in no row belong to every type.
+func sinkKeys() []sinkKind {
+	web := []string{"plain", "tls", "compression", "timeout"}
+	with := func(more ...string) []string { return append(slices.Clone(web), more...) }
+	return []sinkKind{
+		{SinkSplunk, []string{"url", "token"}, with("ack", "index", "source", "sourcetype")},
+		{SinkElastic, []string{"url"}, with("token", "username", "password", "data_stream")},
+		{SinkOpenSearch, []string{"url"}, with("token", "username", "password", "data_stream")},
+		{SinkDatadog, []string{"token"}, with("url", "site", "source", "service", "tags")},
+		{SinkWebhook, []string{"url"}, with("token", "signing_key")},
+		{SinkFile, []string{"path"}, []string{"rotate"}},
+		{SinkStdout, nil, nil},
+	}
+}
+
+// setSinkDefaults completes what depends on the type.
+func (f *File) setSinkDefaults() {
+	for i := range f.Sinks {
+		s := &f.Sinks[i]
+		if s.Project == "" {
+			s.Project = ProjectNative
+			if s.Type == SinkElastic || s.Type == SinkOpenSearch {
+				s.Project = ProjectECS
+			}
+		}
+		if s.Type == SinkFile || s.Type == SinkStdout {
+			s.Gzip, s.Timeout = "", 0
+		}
+		if s.Stream == "" && (s.Type == SinkElastic || s.Type == SinkOpenSearch) {
+			s.Stream = "logs-gatebook.audit-default"
+		}
+		if s.Source == "" && (s.Type == SinkSplunk || s.Type == SinkDatadog) {
+			s.Source = "gatebook"
+		}
+		if s.SrcType == "" && s.Type == SinkSplunk {
+			s.SrcType = "gatebook:" + s.Project
+		}
+		if s.Service == "" && s.Type == SinkDatadog {
+			s.Service = "gatebook"
+		}
+	}
+}
+
+// SigningKey reads the secret with which a webhook's requests are signed and
+// refuses what could be guessed. Errors never say what was found.
+func (s *Sink) SigningKey() (string, error) {
+	text, err := s.Signing.Read()
+	if err == nil && len(text) < minSecret {
+		err = fmt.Errorf("the signing key has fewer than %d characters; make one with: openssl rand -hex 32", minSecret)
+	}
+	return text, err
+}
+
+// checkSinks checks what concerns more than one value.
+func (d *decoder) checkSinks(f *File) {
+	names, files := map[string]int{}, map[string]int{}
+	stdout := map[string]int{}
+	for i := range f.Sinks {
+		s, path := &f.Sinks[i], fmt.Sprintf("sinks[%d]", i)
+		d.unique(names, s.Name, i, path+".name", "sink")
+		d.unique(files, string(s.Path), i, path+".path", "sink with the file")
+		if s.Type == SinkStdout {
+			d.unique(stdout, s.Type, i, path+".type", "sink of the type")
+		}
+		d.sinkKeysOf(s, path)
+		d.sinkURL(s, path)
+		d.sinkCredentials(s, path)
+		d.sinkFile(f, s, path)
+	}
+}
+
+// sinkKeysOf wants the keys that a type needs, and none that it does not have.
+func (d *decoder) sinkKeysOf(s *Sink, path string) {
+	kinds := sinkKeys()
+	at := slices.IndexFunc(kinds, func(k sinkKind) bool { return k.name == s.Type })
+	if at < 0 {
+		return // reported
+	}
+	kind := &kinds[at]
+	for _, key := range kind.needs {
+		if _, ok := d.at[path+"."+key]; !ok && d.quiet(path+"."+key) {
+			d.report(d.where(path), path, "the key "+key+" is missing, which a sink of the type "+s.Type+" needs", "add it: "+sinkDoc(key))
+		}
+	}
+	for _, row := range fieldsOf(reflect.TypeFor[Sink]()) {
+		p, others := path+"."+row.key, typesWith(kinds, row.key)
+		pos, given := d.keyAt[p]
+		if !given || len(others) == 0 || slices.Contains(others, s.Type) {
+			continue
+		}
+		d.report(pos, p, row.key+" is no key of a sink of the type "+s.Type, "it belongs to "+list(others)+"; remove it, or is another type meant?")
+	}
+}
+
+// sinkDoc is what a key of a sink means.
+func sinkDoc(key string) string {
+	rows := fieldsOf(reflect.TypeFor[Sink]())
+	return firstSentence(rows[slices.IndexFunc(rows, func(f field) bool { return f.key == key })].doc)
+}
+
+// typesWith are the types that have a key; none if all do.
+func typesWith(kinds []sinkKind, key string) (names []string) {
+	for _, k := range kinds {
+		if slices.Contains(k.needs, key) || slices.Contains(k.has, key) {
+			names = append(names, k.name)
+		}
+	}
+	return names
+}
+
+func (d *decoder) sinkURL(s *Sink, path string) {
+	at := path + ".url"
+	if s.Type == SinkDatadog {
+		if (s.URL == "") == (s.Site == "") && d.quiet(at) && d.quiet(path+".site") {
+			d.report(d.where(path), path, "a sink of the type datadog needs exactly one of site and url", "name the site of your account, such as site: datadoghq.eu")
+		}
+	}
+	u, err := url.Parse(s.URL)
+	if s.URL == "" || err != nil {
+		return
+	}
+	far := u.Scheme == "http" && !isLoopback(u.Hostname())
+	if far && !s.Plain {
+		d.report(d.where(at), at, "an http URL of another machine: "+quote(s.URL), "use https; if it must be, plain: true lets records go in clear")
+	}
+	if s.Plain && !far {
+		d.report(d.where(path+".plain"), path+".plain", "plain has no effect with "+quote(s.URL), "remove it")
+	}
+	if u.Scheme == "http" && s.TLS != nil {
+		d.report(d.where(path+".tls"), path+".tls", "tls has no effect with an http URL", "write https in url, or remove tls")
+	}
+	base := s.Type == SinkSplunk || s.Type == SinkElastic || s.Type == SinkOpenSearch
+	for _, own := range []string{"/services/collector", "/_bulk", "/api/v2/logs"} {
+		if (base || s.Type == SinkDatadog) && strings.Contains(u.Path, own) {
+			d.report(d.where(at), at, "a URL with the path of the API: "+quote(s.URL), "remove it from "+own+" on; the gate adds it")
+		}
+	}
+}
+
+func (d *decoder) sinkCredentials(s *Sink, path string) {
+	d.checkSecret(s.Token, path+".token")
+	d.checkSecret(s.Pass, path+".password")
+	d.checkSecret(s.Signing, path+".signing_key")
+	if (s.User == "") != (s.Pass == nil) && d.quiet(path+".username") && d.quiet(path+".password") {
+		d.report(d.where(path), path, "username and password go together", "give both, or neither")
+	}
+	if s.Token != nil && s.Pass != nil {
+		d.report(d.where(path+".token"), path+".token", "a token beside a password", "keep one of them")
+	}
+	if t := s.TLS; t != nil && (t.Cert == "") != (t.Key == "") && d.quiet(path+".tls") {
+		d.report(d.where(path+".tls"), path+".tls", "a certificate and its key go together", "name both files")
+	}
+}
+
+// sinkFile keeps what is sent out of what a backup of the book holds, and off
+// the book's own files.
+func (d *decoder) sinkFile(f *File, s *Sink, path string) {
+	for _, dir := range []struct{ is, what string }{{string(f.Data), "data"}, {string(f.Keys.Wrapper.File), "key"}} {
+		if s.Path != "" && inside(string(s.Path), dir.is) {
+			d.report(d.where(path+".path"), path+".path", "the file is inside the "+dir.what+" directory", "keep it apart: what is there is the book's own")
+		}
+	}
+}
+
+// checkSinkURL takes http and https URLs; which of them is decided with the
+// other keys.
+func checkSinkURL(s string) (string, string) {
+	_, what, hint := checkURL(s)
+	return what, strings.Replace(hint, "idp.example.com", "siem.example.com", 1)
+}
+
+func checkSinkName(s string) (string, string) {
+	if s == "" || len(s) > 255 || !only(s, lower, "_-") || s[0] == '_' && len(s) == 1 || s[0] == '-' {
+		return "not the name of an index: " + quote(s), "use lower case letters, digits, _ and -"
+	}
+	return "", ""
+}
+
+// checkDataStream takes TYPE-DATASET-NAMESPACE.
+func checkDataStream(s string) (string, string) {
+	parts := strings.Split(s, "-")
+	if len(s) > 255 || len(parts) != 3 || slices.Contains(parts, "") || !only(s, lower, "._-") {
+		return "not a data stream: " + quote(s), "write TYPE-DATASET-NAMESPACE in lower case, such as logs-gatebook.audit-default"
+	}
+	return "", ""
+}
+
+func checkTag(s string) (string, string) {
+	if s == "" || len(s) > 200 || !only(s, letters, "_-:./") || strings.IndexByte(letters, s[0]) < 0 {
+		return "not a tag: " + quote(s), "write NAME:VALUE of letters, digits, _, -, ., / and :, a letter first, such as env:prod"
+	}
+	return "", ""
+}
+
+// sinks looks at the files of sinks.
+func (c *checker) sinks() {
+	for i := range c.f.Sinks {
+		s, path := &c.f.Sinks[i], fmt.Sprintf("sinks[%d]", i)
+		c.secret(path+".token", s.Token)
+		c.secret(path+".password", s.Pass)
+		c.secret(path+".signing_key", s.Signing)
+		if s.Signing != nil && s.Signing.File != "" {
+			if text, err := s.Signing.Read(); err == nil && len(text) < minSecret {
+				c.blame(path+".signing_key.file", s.Signing.File, "a signing key that is too short", "make one with: openssl rand -hex 32")
+			}
+		}
+		if t := s.TLS; t != nil {
+			c.authority(path+".tls.ca", t.CA)
+			if t.Cert != "" {
+				c.pair(path+".tls", Certificate{t.Cert, t.Key})
+			}
+		}
+		if s.Path != "" {
+			c.stat(path+".path", Path(filepath.Dir(string(s.Path))), true)
+		}
+	}
+}
