@@ -162,7 +162,8 @@ func (a *API) need(r *http.Request, act string, roles ...Role) error {
 // changes tells acts that change something from those that read.
 func changes(act string) bool {
 	switch act {
-	case actReload, actRevoke, actSessionRevoke, actKeyCreate, actKeyRotate, actKeyRevoke:
+	case actReload, actRevoke, actSessionRevoke, actKeyCreate, actKeyRotate, actKeyRevoke,
+		actSinkPause, actSinkResume, actSinkReplay, actSinkRequeue, actSinkWaive:
 		return true
 	}
 	return false
