@@ -34,6 +34,7 @@ type Sink struct {
 	Type    string    `key:"type" required:"true" enum:"splunk_hec elasticsearch opensearch datadog webhook file stdout" doc:"Protocol that the sink speaks. It decides which of the other keys there are."`
 	URL     string    `key:"url" form:"sinkurl" doc:"Where the sink is reached: the base URL without the path of the API for splunk_hec, elasticsearch and opensearch, the whole URL for webhook; for datadog in place of site."`
 	Plain   bool      `key:"plain" doc:"Send in clear to another machine: url may then begin with http. Whoever sits between can read and drop what is sent."`
+	Local   bool      `key:"link_local" doc:"Let the host of url resolve to a link-local or unspecified address, or to that of a cloud's metadata service. Otherwise nothing is sent there, whatever a name resolves to."`
 	Token   *Secret   `key:"token" doc:"Credential: the HEC token of splunk_hec, the API key of datadog, the encoded API key of elasticsearch, a bearer token of webhook and opensearch. It is read again when the sink refuses it."`
 	User    string    `key:"username" form:"text" doc:"User name, for elasticsearch and opensearch in place of token."`
 	Pass    *Secret   `key:"password" doc:"Password of username."`
@@ -81,7 +82,7 @@ type sinkKind struct {
 
 // sinkKeys are all types. Keys that are in no row belong to every type.
 func sinkKeys() []sinkKind {
-	web := []string{"plain", "tls", "compression", "timeout"}
+	web := []string{"plain", "link_local", "tls", "compression", "timeout"}
 	with := func(more ...string) []string { return append(slices.Clone(web), more...) }
 	return []sinkKind{
 		{SinkSplunk, []string{"url", "token"}, with("ack", "index", "source", "sourcetype")},
