@@ -48,6 +48,8 @@ func forms(name string) form {
 		return form{`^https?://`, checkKeySetURL}
 	case "sinkurl":
 		return form{`^https?://[^?#]+$`, checkSinkURL}
+	case "personal":
+		return form{`^[a-z][a-z0-9_]*$|^(headers|claims)\..+$`, checkPersonalField}
 	case "sinkname":
 		return form{`^[a-z0-9_][a-z0-9_-]*$`, checkSinkName}
 	case "datastream":

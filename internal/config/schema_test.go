@@ -314,6 +314,7 @@ func TestSchemaPatterns(t *testing.T) {
 		"trustdomain":    {"example.org", "prod_1.example-2.org"},
 		"identityheader": {"X-Gatebook-Identity", "x-id"},
 		"sinkurl":        {"https://siem.example.com:8088", "http://10.0.0.7:9200/prefix"},
+		"personal":       {"sub", "body_sha256", "headers.accept-language", "claims.https://example.com/dept"},
 		"sinkname":       {"main", "_audit", "gate-1_x"},
 		"datastream":     {"logs-gatebook.audit-default"},
 		"tag":            {"env:prod", "team:a/b-c.d"},

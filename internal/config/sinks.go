@@ -51,7 +51,8 @@ type Sink struct {
 	Service string    `key:"service" form:"text" doc:"Service of datadog. Default: gatebook."`
 	Tags    []string  `key:"tags" form:"tag" doc:"Tags of datadog, such as env:prod."`
 	Project string    `key:"project" enum:"native ecs ocsf" doc:"Form that a record is given: native is the record as the book has it, ecs the Elastic Common Schema, ocsf the Open Cybersecurity Schema. Default: ecs for elasticsearch and opensearch, native for the others. Changing it begins with the next record."`
-	Fields  []string  `key:"fields" enum:"sub name email tenant_user claimed ip port fwd ua path query referer cert_subject session token family client_request_id traceparent headers claims body_sha256 ja4 bytes_in bytes_out" doc:"Fields of the personal part that leave to this sink. Unset: none does, and people are pseudonyms of this sink's own. What has left cannot be erased here any more."`
+	Fields  []string  `key:"fields" form:"personal" doc:"Fields of the personal part that leave to this sink: sub, name, email, tenant_user, claimed, ip, port, fwd, ua, path, query, referer, cert_subject, session, token, family, client_request_id, traceparent, body_sha256, ja4, bytes_in, bytes_out, headers.NAME and claims.NAME. Unset: none does, and people are pseudonyms of this sink's own. What has left cannot be erased here any more."`
+	From    string    `key:"from" default:"beginning" enum:"beginning now" doc:"Where a sink of a new name begins: with the first record of the book, or with what comes from now on."`
 	Gzip    string    `key:"compression" default:"gzip" enum:"gzip none" doc:"Compression of requests."`
 	Batch   SinkBatch `key:"batch" doc:"Bounds of what is sent at once, below those of the sink's protocol."`
 	Flight  int       `key:"in_flight" min:"1" max:"64" doc:"Batches under way at once. 1 keeps the order of records. Default: that of the type."`
@@ -249,6 +250,31 @@ func (d *decoder) sinkFile(f *File, s *Sink, path string) {
 func checkSinkURL(s string) (string, string) {
 	_, what, hint := checkURL(s)
 	return what, strings.Replace(hint, "idp.example.com", "siem.example.com", 1)
+}
+
+// personalFields are the fields of a record's personal part that may leave as
+// a whole. Headers and claims are named one by one.
+func personalFields() []string {
+	return []string{
+		"sub", "name", "email", "tenant_user", "claimed", "ip", "port", "fwd", "ua", "path", "query", "referer", "cert_subject", "session",
+		"token", "family", "client_request_id", "traceparent", "body_sha256", "ja4", "bytes_in", "bytes_out",
+	}
+}
+
+func checkPersonalField(s string) (string, string) {
+	if h, ok := strings.CutPrefix(s, "headers."); ok {
+		return checkHeader(h)
+	}
+	if c, ok := strings.CutPrefix(s, "claims."); ok {
+		return checkClaim(c)
+	}
+	if s == "headers" || s == "claims" {
+		return "all " + s + " at once", "name each one that may leave, such as " + s + ".NAME"
+	}
+	if !slices.Contains(personalFields(), s) {
+		return "not a field of the personal part: " + quote(s), didYouMean(s, personalFields(), "known are "+list(personalFields())+", headers.NAME and claims.NAME")
+	}
+	return "", ""
 }
 
 func checkSinkName(s string) (string, string) {
