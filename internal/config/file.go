@@ -432,6 +432,9 @@ type Detect struct {
 	Window       Duration     `key:"window" default:"1m" min:"1s" max:"1h" doc:"Of one kind, by one address prefix or person, there is at most one alert in this time."`
 	FailedLogins FailedLogins `key:"failed_logins" doc:"When callers whose credentials fail are answered 429 before anything is checked. Whose credential was found good before is not."`
 	Verifiers    int          `key:"verifiers" default:"0" min:"0" max:"1024" doc:"Signatures of tokens and proofs that are checked at a time, of all issuers; more wait, at most five seconds, and are then answered 503. 0: as many as there are processors. Only a restart can change it."`
+	Off          []string     `key:"off" enum:"credential_stuffing guessed_credential privilege_probing scraping token_replay" doc:"Built-in rules of detection that are off."`
+	Rules        []DetectRule `key:"rules" doc:"Rules of detection beside the built-in ones."`
+	Webhook      *AlertHook   `key:"webhook" doc:"Where every alert, the gate's too, is sent by itself, whatever the sinks are. It is among the sinks under the name alerts."`
 	Alerts       Alerts       `key:"alerts" doc:"How many events in a window make an alert, by its name in the OWASP Application Logging Vocabulary; 0: never."`
 }
 

@@ -20,6 +20,12 @@ const (
 	SinkStdout     = "stdout"
 )
 
+// Values of Sink.From.
+const (
+	FromBeginning = "beginning"
+	FromNow       = "now"
+)
+
 // Values of Sink.Project.
 const (
 	ProjectNative = "native"
@@ -54,6 +60,7 @@ type Sink struct {
 	Fields  []string  `key:"fields" form:"personal" doc:"Fields of the personal part that leave to this sink: sub, name, email, tenant_user, claimed, ip, port, fwd, ua, path, query, referer, cert_subject, session, token, family, client_request_id, traceparent, body_sha256, ja4, bytes_in, bytes_out, headers.NAME and claims.NAME. Unset: none does, and people are pseudonyms of this sink's own. What has left cannot be erased here any more."`
 	From    string    `key:"from" default:"beginning" enum:"beginning now" doc:"Where a sink of a new name begins: with the first record of the book, or with what comes from now on."`
 	Gzip    string    `key:"compression" default:"gzip" enum:"gzip none" doc:"Compression of requests."`
+	Compare *Compare  `key:"compare" doc:"How what the sink holds is read back and compared with the book, once an hour; only that is proof that nothing is missing (G3). Unset: not compared."`
 	Batch   SinkBatch `key:"batch" doc:"Bounds of what is sent at once, below those of the sink's protocol."`
 	Flight  int       `key:"in_flight" min:"1" max:"64" doc:"Batches under way at once. 1 keeps the order of records. Default: that of the type."`
 	Timeout Duration  `key:"timeout" default:"30s" min:"1s" max:"10m" doc:"For one request with its answer."`
@@ -66,6 +73,12 @@ type SinkTLS struct {
 	CA   Path `key:"ca" form:"file" doc:"PEM file of the authorities trusted, instead of the system's."`
 	Cert Path `key:"cert" form:"file" doc:"PEM file with the gate's client certificate and its chain."`
 	Key  Path `key:"key" form:"file" doc:"PEM file with the private key of cert, readable by its owner only."`
+}
+
+// Compare is how a sink is read.
+type Compare struct {
+	URL   string  `key:"url" form:"sinkurl" doc:"URL of the management port of a search head, for splunk_hec."`
+	Token *Secret `key:"token" doc:"Credential that may search: an authentication token of splunk_hec, an application key of datadog, and of the kind that the sink has for elasticsearch and opensearch (Default there: that of the sink)."`
 }
 
 // SinkBatch bounds a batch.
@@ -86,10 +99,10 @@ func sinkKeys() []sinkKind {
 	web := []string{"plain", "link_local", "tls", "compression", "timeout"}
 	with := func(more ...string) []string { return append(slices.Clone(web), more...) }
 	return []sinkKind{
-		{SinkSplunk, []string{"url", "token"}, with("ack", "index", "source", "sourcetype")},
-		{SinkElastic, []string{"url"}, with("token", "username", "password", "data_stream")},
-		{SinkOpenSearch, []string{"url"}, with("token", "username", "password", "data_stream")},
-		{SinkDatadog, []string{"token"}, with("url", "site", "source", "service", "tags")},
+		{SinkSplunk, []string{"url", "token"}, with("ack", "index", "source", "sourcetype", "compare")},
+		{SinkElastic, []string{"url"}, with("token", "username", "password", "data_stream", "compare")},
+		{SinkOpenSearch, []string{"url"}, with("token", "username", "password", "data_stream", "compare")},
+		{SinkDatadog, []string{"token"}, with("url", "site", "source", "service", "tags", "compare")},
 		{SinkWebhook, []string{"url"}, with("token", "signing_key")},
 		{SinkFile, []string{"path"}, []string{"rotate"}},
 		{SinkStdout, nil, nil},
@@ -144,6 +157,9 @@ func (d *decoder) checkSinks(f *File) {
 		d.unique(files, string(s.Path), i, path+".path", "sink with the file")
 		if s.Type == SinkStdout {
 			d.unique(stdout, s.Type, i, path+".type", "sink of the type")
+		}
+		if s.Name == AlertSink {
+			d.report(d.where(path+".name"), path+".name", "the name "+AlertSink+" is that of detect.webhook", "choose another name")
 		}
 		d.sinkKeysOf(s, path)
 		d.sinkURL(s, path)
@@ -224,6 +240,7 @@ func (d *decoder) sinkCredentials(s *Sink, path string) {
 	d.checkSecret(s.Token, path+".token")
 	d.checkSecret(s.Pass, path+".password")
 	d.checkSecret(s.Signing, path+".signing_key")
+	d.sinkCompare(s, path+".compare")
 	if (s.User == "") != (s.Pass == nil) && d.quiet(path+".username") && d.quiet(path+".password") {
 		d.report(d.where(path), path, "username and password go together", "give both, or neither")
 	}
@@ -232,6 +249,23 @@ func (d *decoder) sinkCredentials(s *Sink, path string) {
 	}
 	if t := s.TLS; t != nil && (t.Cert == "") != (t.Key == "") && d.quiet(path+".tls") {
 		d.report(d.where(path+".tls"), path+".tls", "a certificate and its key go together", "name both files")
+	}
+}
+
+func (d *decoder) sinkCompare(s *Sink, path string) {
+	c := s.Compare
+	if c == nil || !d.quiet(path) {
+		return
+	}
+	d.checkSecret(c.Token, path+".token")
+	splunk := s.Type == SinkSplunk
+	switch {
+	case splunk && (c.URL == "" || c.Token == nil || s.Index == ""):
+		d.report(d.where(path), path, "to compare with splunk_hec takes url and token here, and index", "name the management port, such as https://splunk.example.com:8089, a token that may search, and the index of the sink")
+	case !splunk && c.URL != "":
+		d.report(d.where(path+".url"), path+".url", "compare.url is for splunk_hec only", "remove it")
+	case s.Type == SinkDatadog && c.Token == nil:
+		d.report(d.where(path), path, "to compare with datadog takes token here", "name an application key that may read logs")
 	}
 }
 
@@ -303,23 +337,32 @@ func checkTag(s string) (string, string) {
 // sinks looks at the files of sinks.
 func (c *checker) sinks() {
 	for i := range c.f.Sinks {
-		s, path := &c.f.Sinks[i], fmt.Sprintf("sinks[%d]", i)
-		c.secret(path+".token", s.Token)
-		c.secret(path+".password", s.Pass)
-		c.secret(path+".signing_key", s.Signing)
-		if s.Signing != nil && s.Signing.File != "" {
-			if text, err := s.Signing.Read(); err == nil && len(text) < minSecret {
-				c.blame(path+".signing_key.file", s.Signing.File, "a signing key that is too short", "make one with: openssl rand -hex 32")
-			}
+		c.sink(&c.f.Sinks[i], fmt.Sprintf("sinks[%d]", i))
+	}
+	if s := c.f.AlertSink(); s != nil {
+		c.sink(s, "detect.webhook")
+	}
+}
+
+func (c *checker) sink(s *Sink, path string) {
+	c.secret(path+".token", s.Token)
+	c.secret(path+".password", s.Pass)
+	c.secret(path+".signing_key", s.Signing)
+	if s.Compare != nil {
+		c.secret(path+".compare.token", s.Compare.Token)
+	}
+	if s.Signing != nil && s.Signing.File != "" {
+		if text, err := s.Signing.Read(); err == nil && len(text) < minSecret {
+			c.blame(path+".signing_key.file", s.Signing.File, "a signing key that is too short", "make one with: openssl rand -hex 32")
 		}
-		if t := s.TLS; t != nil {
-			c.authority(path+".tls.ca", t.CA)
-			if t.Cert != "" {
-				c.pair(path+".tls", Certificate{t.Cert, t.Key})
-			}
+	}
+	if t := s.TLS; t != nil {
+		c.authority(path+".tls.ca", t.CA)
+		if t.Cert != "" {
+			c.pair(path+".tls", Certificate{t.Cert, t.Key})
 		}
-		if s.Path != "" {
-			c.stat(path+".path", Path(filepath.Dir(string(s.Path))), true)
-		}
+	}
+	if s.Path != "" {
+		c.stat(path+".path", Path(filepath.Dir(string(s.Path))), true)
 	}
 }

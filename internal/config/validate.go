@@ -46,6 +46,7 @@ func (d *decoder) validate(f *File) {
 	d.checkAdmin(f)
 	d.checkShared(f)
 	d.checkSinks(f)
+	d.checkDetect(f)
 	for _, name := range slices.Sorted(maps.Keys(f.Classes)) {
 		if c := f.Classes[name]; c.Max > 0 && c.Min > c.Max {
 			path := "classes." + name
