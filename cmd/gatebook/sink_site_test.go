@@ -2,12 +2,10 @@ package main
 
 import (
 	"bufio"
-	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -22,7 +20,7 @@ import (
 )
 
 // eventID is how a record is named in every sink.
-var eventID = regexp.MustCompile(`"([0-9a-f]{16}-[0-9]+)"`)
+var eventID = regexp.MustCompile(`"event_id":"([0-9a-f]{16}-[0-9]+)"`)
 
 // receiver is a webhook's other end. It counts the copies of every record, by
 // the id that it bears.
@@ -88,29 +86,21 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	w.WriteHeader(code)
 }
 
-// idsOf reads the records of a request, one JSON object a line.
+// idsOf reads the records of a webhook's request by their ids.
 func idsOf(q *http.Request) (map[string]string, error) {
-	body := io.Reader(q.Body)
-	if q.Header.Get("Content-Encoding") == "gzip" {
-		z, err := gzip.NewReader(q.Body)
-		if err != nil {
-			return nil, err
-		}
-		body = z
+	var in struct{ Data []json.RawMessage }
+	if err := json.NewDecoder(q.Body).Decode(&in); err != nil {
+		return nil, err
 	}
-	return idsIn(body)
-}
-
-func idsIn(r io.Reader) (map[string]string, error) {
 	ids := map[string]string{}
-	lines := bufio.NewScanner(r)
-	lines.Buffer(nil, 16<<20)
-	for lines.Scan() {
-		if m := eventID.FindStringSubmatch(lines.Text()); m != nil {
-			ids[m[1]] = lines.Text()
+	for _, r := range in.Data {
+		m := eventID.FindSubmatch(r)
+		if m == nil {
+			return nil, fmt.Errorf("no event id in %s", r)
 		}
+		ids[string(m[1])] = string(r)
 	}
-	return ids, lines.Err()
+	return ids, nil
 }
 
 // behave sets what is answered from now on, and whether requests hang.

@@ -58,7 +58,7 @@ func (f *File) AlertSink() *Sink {
 	}
 	return &Sink{
 		Name: AlertSink, Type: SinkWebhook, URL: h.URL, Plain: h.Plain, Local: h.Local, Token: h.Token, Signing: h.Signing, TLS: h.TLS,
-		Project: h.Project, Gzip: "none", Timeout: h.Timeout, From: FromNow, Flight: 1, Alarm: Duration(5 * time.Minute),
+		Project: h.Project, Timeout: h.Timeout, From: FromNow, Flight: 1, Alarm: Duration(5 * time.Minute),
 	}
 }
 

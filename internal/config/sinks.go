@@ -44,11 +44,12 @@ type Sink struct {
 	Token   *Secret   `key:"token" doc:"Credential: the HEC token of splunk_hec, the API key of datadog, the encoded API key of elasticsearch, a bearer token of webhook and opensearch. It is read again when the sink refuses it."`
 	User    string    `key:"username" form:"text" doc:"User name, for elasticsearch and opensearch in place of token."`
 	Pass    *Secret   `key:"password" doc:"Password of username."`
-	Signing *Secret   `key:"signing_key" doc:"Secret of at least 32 characters with which requests to a webhook are signed (HMAC-SHA256), so that the receiver can tell who sent them."`
+	Signing *Secret   `key:"signing_key" doc:"Secret of at least 32 characters with which requests to a webhook are signed (Standard Webhooks, HMAC-SHA256): whsec_ and base64, or a text. A webhook has this or token, or both."`
+	Before  *Secret   `key:"previous_signing_key" doc:"Key that signing_key replaces. Requests are signed with both, so that the receiver can change over."`
 	TLS     *SinkTLS  `key:"tls" doc:"How the sink's certificate is verified, and the certificate of this gate. The sink is always verified."`
 	Path    Path      `key:"path" form:"file" doc:"File to which a sink of the type file appends, one JSON object a line. Its directory must be there, and outside data."`
 	Rotate  Size      `key:"rotate" min:"1MiB" max:"1024GiB" doc:"Size at which a sink of the type file begins another file; the one before is named after its first record. Unset: never."`
-	Ack     bool      `key:"ack" doc:"Wait until splunk_hec has indexed a batch (indexer acknowledgement, which the token must have). Only then is it delivered durably; without it is only accepted. Splunk Cloud does not have it."`
+	Ack     bool      `key:"ack" doc:"Wait for more than a friendly answer, so that what is delivered is durable and not only accepted: for splunk_hec, until a batch is indexed (indexer acknowledgement, which the token must have; Splunk Cloud does not have it); for webhook, for the webhook-id in the field Gatebook-Stored of the answer."`
 	Index   string    `key:"index" form:"sinkname" doc:"Index of splunk_hec. Default: that of the token."`
 	Source  string    `key:"source" form:"text" doc:"Source of splunk_hec, and of datadog (ddsource). Default: gatebook."`
 	SrcType string    `key:"sourcetype" form:"text" doc:"Source type of splunk_hec. Default: gatebook:PROJECT, such as gatebook:ecs."`
@@ -59,7 +60,7 @@ type Sink struct {
 	Project string    `key:"project" enum:"native ecs ocsf" doc:"Form that a record is given: native is the record as the book has it, ecs the Elastic Common Schema, ocsf the Open Cybersecurity Schema. Default: ecs for elasticsearch and opensearch, native for the others. Changing it begins with the next record."`
 	Fields  []string  `key:"fields" form:"personal" doc:"Fields of the personal part that leave to this sink: sub, name, email, tenant_user, claimed, ip, port, fwd, ua, path, query, referer, cert_subject, session, token, family, client_request_id, traceparent, body_sha256, ja4, bytes_in, bytes_out, headers.NAME and claims.NAME. Unset: none does, and people are pseudonyms of this sink's own. What has left cannot be erased here any more."`
 	From    string    `key:"from" default:"beginning" enum:"beginning now" doc:"Where a sink of a new name begins: with the first record of the book, or with what comes from now on."`
-	Gzip    string    `key:"compression" default:"gzip" enum:"gzip none" doc:"Compression of requests."`
+	Gzip    string    `key:"compression" default:"gzip" enum:"gzip none" doc:"Compression of requests; those of a webhook have none, because they are signed as they are."`
 	Compare *Compare  `key:"compare" doc:"How what the sink holds is read back and compared with the book, once an hour; only that is proof that nothing is missing (G3). Unset: not compared."`
 	Batch   SinkBatch `key:"batch" doc:"Bounds of what is sent at once, below those of the sink's protocol."`
 	Flight  int       `key:"in_flight" min:"1" max:"64" doc:"Batches under way at once. 1 keeps the order of records. Default: that of the type."`
@@ -96,14 +97,14 @@ type sinkKind struct {
 
 // sinkKeys are all types. Keys that are in no row belong to every type.
 func sinkKeys() []sinkKind {
-	web := []string{"plain", "link_local", "tls", "compression", "timeout"}
+	web := []string{"plain", "link_local", "tls", "timeout"}
 	with := func(more ...string) []string { return append(slices.Clone(web), more...) }
 	return []sinkKind{
-		{SinkSplunk, []string{"url", "token"}, with("ack", "index", "source", "sourcetype", "compare")},
-		{SinkElastic, []string{"url"}, with("token", "username", "password", "data_stream", "compare")},
-		{SinkOpenSearch, []string{"url"}, with("token", "username", "password", "data_stream", "compare")},
-		{SinkDatadog, []string{"token"}, with("url", "site", "source", "service", "tags", "compare")},
-		{SinkWebhook, []string{"url"}, with("token", "signing_key")},
+		{SinkSplunk, []string{"url", "token"}, with("compression", "ack", "index", "source", "sourcetype", "compare")},
+		{SinkElastic, []string{"url"}, with("compression", "token", "username", "password", "data_stream", "compare")},
+		{SinkOpenSearch, []string{"url"}, with("compression", "token", "username", "password", "data_stream", "compare")},
+		{SinkDatadog, []string{"token"}, with("compression", "url", "site", "source", "service", "tags", "compare")},
+		{SinkWebhook, []string{"url"}, with("ack", "token", "signing_key", "previous_signing_key")},
 		{SinkFile, []string{"path"}, []string{"rotate"}},
 		{SinkStdout, nil, nil},
 	}
@@ -119,8 +120,11 @@ func (f *File) setSinkDefaults() {
 				s.Project = ProjectECS
 			}
 		}
-		if s.Type == SinkFile || s.Type == SinkStdout {
+		switch s.Type {
+		case SinkFile, SinkStdout:
 			s.Gzip, s.Timeout = "", 0
+		case SinkWebhook:
+			s.Gzip = ""
 		}
 		if s.Stream == "" && (s.Type == SinkElastic || s.Type == SinkOpenSearch) {
 			s.Stream = "logs-gatebook.audit-default"
@@ -135,16 +139,6 @@ func (f *File) setSinkDefaults() {
 			s.Service = "gatebook"
 		}
 	}
-}
-
-// SigningKey reads the secret with which a webhook's requests are signed and
-// refuses what could be guessed. Errors never say what was found.
-func (s *Sink) SigningKey() (string, error) {
-	text, err := s.Signing.Read()
-	if err == nil && len(text) < minSecret {
-		err = fmt.Errorf("the signing key has fewer than %d characters; make one with: openssl rand -hex 32", minSecret)
-	}
-	return text, err
 }
 
 // checkSinks checks what concerns more than one value.
@@ -240,6 +234,13 @@ func (d *decoder) sinkCredentials(s *Sink, path string) {
 	d.checkSecret(s.Token, path+".token")
 	d.checkSecret(s.Pass, path+".password")
 	d.checkSecret(s.Signing, path+".signing_key")
+	d.checkSecret(s.Before, path+".previous_signing_key")
+	if s.Type == SinkWebhook && s.Signing == nil && s.Token == nil && d.quiet(path+".signing_key") && d.quiet(path+".token") {
+		d.report(d.where(path), path, "the webhook has neither signing_key nor token", "give it one, or the receiver cannot tell who sends: signing_key: {file: /run/secrets/NAME}, made with: echo whsec_$(openssl rand -base64 32)")
+	}
+	if s.Before != nil && s.Signing == nil {
+		d.report(d.where(path+".previous_signing_key"), path+".previous_signing_key", "previous_signing_key without signing_key", "the newer key is signing_key")
+	}
 	d.sinkCompare(s, path+".compare")
 	if (s.User == "") != (s.Pass == nil) && d.quiet(path+".username") && d.quiet(path+".password") {
 		d.report(d.where(path), path, "username and password go together", "give both, or neither")
@@ -264,8 +265,8 @@ func (d *decoder) sinkCompare(s *Sink, path string) {
 		d.report(d.where(path), path, "to compare with splunk_hec takes url and token here, and index", "name the management port, such as https://splunk.example.com:8089, a token that may search, and the index of the sink")
 	case !splunk && c.URL != "":
 		d.report(d.where(path+".url"), path+".url", "compare.url is for splunk_hec only", "remove it")
-	case s.Type == SinkDatadog && c.Token == nil:
-		d.report(d.where(path), path, "to compare with datadog takes token here", "name an application key that may read logs")
+	case s.Type == SinkDatadog && (c.Token == nil || s.Site == ""):
+		d.report(d.where(path), path, "to compare with datadog takes token here, and site", "name an application key that may read logs")
 	}
 }
 
@@ -348,6 +349,7 @@ func (c *checker) sink(s *Sink, path string) {
 	c.secret(path+".token", s.Token)
 	c.secret(path+".password", s.Pass)
 	c.secret(path+".signing_key", s.Signing)
+	c.secret(path+".previous_signing_key", s.Before)
 	if s.Compare != nil {
 		c.secret(path+".compare.token", s.Compare.Token)
 	}

@@ -51,7 +51,7 @@ func TestSinkDefaults(t *testing.T) {
 - {name: b, type: elasticsearch, url: "https://x.example.com"}
 - {name: c, type: opensearch, url: "https://x.example.com", data_stream: logs-x-y}
 - {name: d, type: datadog, site: datadoghq.eu, token: {env: A}}
-- {name: e, type: webhook, url: "https://x.example.com"}
+- {name: e, type: webhook, url: "https://x.example.com", token: {env: A}}
 - {name: f, type: file, path: out.jsonl}
 - {name: g, type: stdout, project: ocsf}
 `)
@@ -60,7 +60,7 @@ func TestSinkDefaults(t *testing.T) {
 		{"ecs", "gzip", "logs-gatebook.audit-default", "", "", ""},
 		{"ecs", "gzip", "logs-x-y", "", "", ""},
 		{"native", "gzip", "", "gatebook", "", "gatebook"},
-		{"native", "gzip", "", "", "", ""},
+		{"native", "", "", "", "", ""},
 		{"native", "", "", "", "", ""},
 		{"ocsf", "", "", "", "", ""},
 	} {
@@ -104,8 +104,8 @@ func TestSinkFiles(t *testing.T) {
 		{`{name: a, type: webhook, url: "https://x.example.com", token: {file: open}}`, "others may read"},
 		{`{name: a, type: webhook, url: "https://x.example.com", signing_key: {file: short}}`, "too short"},
 		{`{name: a, type: webhook, url: "https://x.example.com", token: {env: GATEBOOK_NOT_SET}}`, "is not set"},
-		{`{name: a, type: webhook, url: "https://x.example.com", tls: {ca: notpem}}`, "no certificate"},
-		{`{name: a, type: webhook, url: "https://x.example.com", tls: {cert: notpem, key: notpem}}`, "not a certificate with its key"},
+		{`{name: a, type: webhook, url: "https://x.example.com", token: {file: good}, tls: {ca: notpem}}`, "no certificate"},
+		{`{name: a, type: webhook, url: "https://x.example.com", token: {file: good}, tls: {cert: notpem, key: notpem}}`, "not a certificate with its key"},
 		{`{name: a, type: opensearch, url: "https://x.example.com", username: u, password: {file: none}}`, "no such file"},
 		{`{name: a, type: file, path: none/out.jsonl}`, "no such directory"},
 		{`{name: a, type: file, path: out.jsonl}`, ""},
