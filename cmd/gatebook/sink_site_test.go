@@ -3,9 +3,16 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/ecdsa"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -194,7 +201,7 @@ type sinkStatus struct {
 	Name       string
 	State, Why string
 	Grade      string
-	Alarm      string
+	Alarms     []string
 	Cursor     uint64
 	Lag        uint64 `json:"lag_records"`
 	Quarantine int
@@ -312,4 +319,27 @@ func fileHolds(t *testing.T, pattern string) map[uint64]int {
 		f.Close()
 	}
 	return byIndex(t, copies)
+}
+
+// pair is a certificate for 127.0.0.1 and a name, good for both ends.
+func (a *authority) pair(t *testing.T, name string) tls.Certificate {
+	t.Helper()
+	return a.client(&x509.Certificate{
+		Subject: pkix.Name{CommonName: name}, DNSNames: []string{name}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	})
+}
+
+// demand starts a server that wants certificates of this authority.
+func (a *authority) demand(s *httptest.Server, own tls.Certificate) {
+	pool := x509.NewCertPool()
+	pool.AddCert(a.cert)
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{own}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert}
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.StartTLS()
+}
+
+func keyOf(t *testing.T, c tls.Certificate) string {
+	t.Helper()
+	return keyPEM(t, c.PrivateKey.(*ecdsa.PrivateKey))
 }

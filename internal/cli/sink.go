@@ -27,7 +27,7 @@ first, with who did it.`,
 	}
 	c.AddCommand(a.sinkStatusCommand(), a.sinkQuarantineCommand(), a.sinkTestCommand(),
 		a.sinkActCommand("pause", "Stop delivering to a sink", `Deliver nothing to a sink until it is resumed, restarts of the server included. Its
-cursor stays. The command returns when nothing is under way any more.`, "paused"),
+cursor stays. What is under way is not called back.`, "paused"),
 		a.sinkActCommand("resume", "Deliver to a sink again", `Deliver to a sink again that was paused, by "gatebook sink pause" or because it
 refused a credential or has lost its index, with what it lacks.`, "resumed"),
 		a.sinkReplayCommand(), a.sinkRequeueCommand(), a.sinkWaiveCommand())
@@ -59,11 +59,10 @@ func (a *app) sinkStatusCommand() *cobra.Command {
 		Use:   "status [NAME]",
 		Short: "Show how delivery to all sinks, or to one, stands",
 		Long: `Show how delivery stands: the grade that the sink can confirm (G0 sent, G1
-accepted, G2 durable by its own protocol, G3 read back and compared), the cursor,
-how many records it lacks and how old the oldest of them is, what is in
-quarantine, and why it is not delivering if it is not. The exit code is 1 if a
-sink is paused by its own fault, has records in quarantine or lags beyond
-alarm_after.`,
+accepted, G2 durable by its own protocol), the cursor, how many records it lacks
+and how old the oldest of them is, what is in quarantine, and why it is not
+delivering if it is not. The exit code is 1 if a sink takes nothing until somebody
+has acted, has records in quarantine or lags beyond alarm_after.`,
 		Example: `  gatebook sink status
   gatebook sink status siem --json`,
 		Args: cobra.MaximumNArgs(1),
@@ -87,7 +86,7 @@ alarm_after.`,
 			} else {
 				a.printSinks(all)
 			}
-			if err == nil && slices.ContainsFunc(all, func(s admin.SinkStatus) bool { return s.Alarm != "" }) {
+			if err == nil && slices.ContainsFunc(all, func(s admin.SinkStatus) bool { return len(s.Alarms) > 0 }) {
 				err = &exitError{ExitFailure, nil}
 			}
 			return err
@@ -116,8 +115,8 @@ func (a *app) printSinks(all []admin.SinkStatus) {
 		if s.LastError != "" {
 			a.printf("  last error: %s\n", s.LastError)
 		}
-		if s.Alarm != "" {
-			a.printf("  look after it: %s\n", s.Alarm)
+		for _, why := range s.Alarms {
+			a.printf("  look after it: %s\n", why)
 		}
 	}
 }
@@ -183,7 +182,7 @@ call is recorded.`,
 				return a.printJSON(list)
 			}
 			for _, q := range list {
-				a.printf("%d  %s  %s  %s (%d), tried %d times: %s\n", q.Index, q.ID, q.Time.Format(time.RFC3339), q.Cause, q.Status, q.Attempts, q.Detail)
+				a.printf("%s  %s  %s  %s %d, tried %d times: %s\n", q.ID, q.Kind, q.Time.Format(time.RFC3339), q.Cause, q.Status, q.Attempts, q.Detail)
 			}
 			return nil
 		},
@@ -231,72 +230,86 @@ func (a *app) sinkAct(c *cobra.Command, name, call string, req any, done string)
 	if a.json {
 		return a.printJSON(out)
 	}
-	if out.Count > 0 {
-		done = records(out.Count) + " " + done
+	switch {
+	case out.From != nil:
+		done += " " + strconv.FormatUint(*out.From, 10) + " on"
+	case call == "requeue" || call == "waive":
+		done = records(uint64(out.Count)) + " " + done
 	}
 	a.printf("%s: %s\n", out.Sink, done)
 	return nil
 }
 
 func (a *app) sinkReplayCommand() *cobra.Command {
-	var from, to uint64
+	var from uint64
+	var since string
 	c := &cobra.Command{
-		Use:   "replay NAME --from INDEX [--to INDEX]",
+		Use:   "replay NAME --from INDEX | --since TIME",
 		Short: "Send records to a sink again",
-		Long: `Send the records from one index up to another (without it), or up to the cursor,
-to a sink once more: after a sink has lost what it had, or was replaced. Each has
-the id that it had, so a sink that tells by ids keeps no second copy; others do.`,
-		Example: `  gatebook sink replay siem --from 0
-  gatebook sink replay siem --from 120000 --to 130000`,
+		Long: `Set the cursor of a sink back, to an index or to the first record of a time, and
+send everything from there once more: after a sink has lost what it had, or was
+replaced. Each record has the id that it had, so a sink that tells by ids keeps no
+second copy; others do. It is also how a sink goes on whose cursor is damaged.`,
+		Example: `  gatebook sink replay siem --from 120000
+  gatebook sink replay siem --since 2026-11-01T00:00:00Z`,
 		Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			if c.Flags().Changed("to") && to <= from {
-				return usagef("nothing to replay: --to must be greater than --from")
+		RunE: func(c *cobra.Command, args []string) (err error) {
+			var req admin.SinkReplay
+			if c.Flags().Changed("from") {
+				req.From = &from
 			}
-			return a.sinkAct(c, args[0], "replay", admin.SinkReplay{From: from, To: to}, "are sent again")
+			if since != "" {
+				if req.Since, err = time.Parse(time.RFC3339, since); err != nil {
+					return usagef("--since: not a time such as 2026-11-01T00:00:00Z: %q", since)
+				}
+			}
+			if (req.From == nil) == (since == "") {
+				return usagef("say from where on: --from INDEX or --since TIME")
+			}
+			return a.sinkAct(c, args[0], "replay", req, "is sent everything again from index")
 		},
 	}
 	c.Flags().Uint64Var(&from, "from", 0, "first index")
-	c.Flags().Uint64Var(&to, "to", 0, "index behind the last (the cursor)")
-	if err := c.MarkFlagRequired("from"); err != nil {
-		panic(err) // the flag is defined above
-	}
+	c.Flags().StringVar(&since, "since", "", "time of the first record")
 	return c
 }
 
 func (a *app) sinkRequeueCommand() *cobra.Command {
 	return a.sinkPickCommand("requeue", "Send quarantined records again", `Send records from the quarantine of a sink again, after what it disliked was put
-right there. Those that it refuses again come back.`, "are sent again")
+right there. They stay listed until they were delivered.`, "sent again", false)
 }
 
 func (a *app) sinkWaiveCommand() *cobra.Command {
 	return a.sinkPickCommand("waive", "Give quarantined records up", `Give up delivering records of the quarantine of a sink. They stay in the book; the
-record of this act says that the sink does not have them.`, "given up")
+record of this act says that the sink does not have them, and why.`, "given up", true)
 }
 
-func (a *app) sinkPickCommand(use, short, long, done string) *cobra.Command {
-	var all bool
+func (a *app) sinkPickCommand(use, short, long, done string, reasoned bool) *cobra.Command {
+	var pick admin.SinkPick
+	because := ""
+	if reasoned {
+		because = ` --reason "test data"`
+	}
 	c := &cobra.Command{
-		Use:     use + " NAME INDEX...",
+		Use:     use + " NAME ID...",
 		Short:   short,
 		Long:    long,
-		Example: fmt.Sprintf("  gatebook sink %[1]s siem 4711 4712\n  gatebook sink %[1]s siem --all", use),
+		Example: fmt.Sprintf("  gatebook sink %[1]s siem 59f2a81bd0c4e6f3-4711%[2]s\n  gatebook sink %[1]s siem --all%[2]s", use, because),
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			pick := admin.SinkPick{All: all}
-			for _, s := range args[1:] {
-				n, err := strconv.ParseUint(s, 10, 64)
-				if err != nil {
-					return usagef("not an index: %q", s)
-				}
-				pick.Indexes = append(pick.Indexes, n)
+			pick.IDs = args[1:]
+			if pick.All == (len(pick.IDs) > 0) {
+				return usagef("name quarantined records by id, or give --all")
 			}
-			if all == (len(pick.Indexes) > 0) {
-				return usagef("name quarantined records by index, or give --all")
+			if reasoned && strings.TrimSpace(pick.Reason) == "" {
+				return usagef("say why with --reason; it is recorded")
 			}
 			return a.sinkAct(c, args[0], use, pick, done)
 		},
 	}
-	c.Flags().BoolVar(&all, "all", false, "all that are in quarantine")
+	c.Flags().BoolVar(&pick.All, "all", false, "all that are in quarantine")
+	if reasoned {
+		c.Flags().StringVar(&pick.Reason, "reason", "", "why they need not be delivered")
+	}
 	return c
 }

@@ -48,7 +48,8 @@ type Sink struct {
 	Before  *Secret   `key:"previous_signing_key" doc:"Key that signing_key replaces. Requests are signed with both, so that the receiver can change over."`
 	TLS     *SinkTLS  `key:"tls" doc:"How the sink's certificate is verified, and the certificate of this gate. The sink is always verified."`
 	Path    Path      `key:"path" form:"file" doc:"File to which a sink of the type file appends, one JSON object a line. Its directory must be there, and outside data."`
-	Rotate  Size      `key:"rotate" min:"1MiB" max:"1024GiB" doc:"Size at which a sink of the type file begins another file; the one before is named after its first record. Unset: never."`
+	Rotate  Size      `key:"rotate" min:"1MiB" max:"1024GiB" doc:"Size at which a sink of the type file begins another file. The one before gets the time into its name, and those before that are compressed (zstd). Unset: never."`
+	Age     Duration  `key:"rotate_after" min:"1m" max:"366d" doc:"Age at which it begins another file, by the clock: 1d is the end of a day (UTC). Unset: never."`
 	Ack     bool      `key:"ack" doc:"Wait for more than a friendly answer, so that what is delivered is durable and not only accepted: for splunk_hec, until a batch is indexed (indexer acknowledgement, which the token must have; Splunk Cloud does not have it); for webhook, for the webhook-id in the field Gatebook-Stored of the answer."`
 	Index   string    `key:"index" form:"sinkname" doc:"Index of splunk_hec. Default: that of the token."`
 	Source  string    `key:"source" form:"text" doc:"Source of splunk_hec, and of datadog (ddsource). Default: gatebook."`
@@ -105,7 +106,7 @@ func sinkKeys() []sinkKind {
 		{SinkOpenSearch, []string{"url"}, with("compression", "token", "username", "password", "data_stream", "compare")},
 		{SinkDatadog, []string{"token"}, with("compression", "url", "site", "source", "service", "tags", "compare")},
 		{SinkWebhook, []string{"url"}, with("ack", "token", "signing_key", "previous_signing_key")},
-		{SinkFile, []string{"path"}, []string{"rotate"}},
+		{SinkFile, []string{"path"}, []string{"rotate", "rotate_after"}},
 		{SinkStdout, nil, nil},
 	}
 }

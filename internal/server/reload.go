@@ -177,6 +177,11 @@ func (s *Server) reload(ctx context.Context, who *admin.Caller) (*Reloaded, erro
 	if err == nil {
 		err = s.noteReload(ctx, who, was, next, nil)
 	}
+	if err == nil {
+		if err = s.desk.declare(ctx, who, next.sinks); err != nil {
+			err = &ReloadError{Cause: causeUnrecorded, Err: err}
+		}
+	}
 	if err != nil {
 		s.refused(ctx, who, was, next, err)
 		return nil, err
@@ -201,6 +206,7 @@ func how(who *admin.Caller) string {
 // prepared is a configuration that could be in force at once.
 type prepared struct {
 	current
+	sinks    map[string]*liveSink
 	warnings []string
 	adopt    []func() // none of them can fail
 }
@@ -235,7 +241,10 @@ func (s *Server) prepare(ctx context.Context, was *current) (*prepared, error) {
 	if err := s.prepareCerts(f, next); err != nil {
 		return next, &ReloadError{Cause: causeInvalid, Err: err}
 	}
-	next.warnings = append(givenUp(was.file, f), s.loadKeys(ctx, was.parts, parts)...)
+	if next.sinks, err = s.desk.build(ctx, f); err != nil {
+		return next, &ReloadError{Cause: causeParts, Err: err}
+	}
+	next.warnings = slices.Concat(givenUp(was.file, f), s.loadKeys(ctx, was.parts, parts), s.desk.warnings(next.sinks))
 	return next, nil
 }
 
@@ -389,6 +398,9 @@ func (s *Server) adopt(was *current, next *prepared) error {
 	}
 	for _, do := range next.adopt {
 		do()
+	}
+	if err := s.desk.adopt(s.work.ctx, next.sinks); err != nil {
+		return err
 	}
 	if k := next.parts.identity; k != nil {
 		k.SetRotation(next.file.Identity.Rotate.Std())

@@ -62,10 +62,38 @@ func (d *delivery) start(w *work) {
 	d.cancel = cancel
 	w.start("delivery", func(context.Context) error {
 		defer close(d.done)
+		if !d.declareFirst(ctx) {
+			return nil
+		}
 		return d.engine.Run(ctx)
 	})
 	w.start("credentials of sinks", d.renewPaused)
 }
+
+// declareFirst records the sinks that there are; nothing is sent before. false:
+// the end came first.
+func (d *delivery) declareFirst(ctx context.Context) bool {
+	for {
+		d.mu.Lock()
+		now := d.now
+		d.mu.Unlock()
+		err := d.declare(ctx, nil, now)
+		if err == nil {
+			return true
+		}
+		d.log.Error("nothing is delivered until the sinks are recorded", "err", err)
+		t := time.NewTimer(declareEvery)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return false
+		case <-t.C:
+		}
+	}
+}
+
+// declareEvery is the time between two tries to record sinks.
+const declareEvery = 5 * time.Second
 
 // stop ends the engine and waits for it: its last receipts are records, and its
 // cursors are kept beside the book.
