@@ -165,18 +165,15 @@ func (d *Datadog) Send(ctx context.Context, b *deliver.Batch) deliver.Result {
 	if a == nil {
 		return failed(err, key)
 	}
-	return d.classify(a, len(b.Items), key)
+	return d.classify(a, key)
 }
 
 // classify reads an answer of the intake. Its status decides: the body says
 // nothing of single entries, so it does not matter if it broke.
-func (d *Datadog) classify(a *Answer, items int, key string) deliver.Result {
+func (d *Datadog) classify(a *Answer, key string) deliver.Result {
 	class := classOf(a.Status)
-	switch {
-	case a.Status == http.StatusAccepted:
+	if a.Status == http.StatusAccepted {
 		class = deliver.Done
-	case class == deliver.Split && items == 1:
-		class = deliver.Poison
 	}
 	r := answered(class, a, d.now(), key)
 	if class == deliver.Done {
@@ -201,7 +198,7 @@ func (d *Datadog) encode(b *deliver.Batch) ([]byte, *deliver.Result) {
 		it, start := &b.Items[i], len(out)
 		out = append(d.entry(out, it, now), ',')
 		if len(out)-start > datadogEntry {
-			return nil, datadogRefusal(b, i)
+			return nil, &deliver.Result{Class: deliver.Split, Cause: "too_large", Detail: fmt.Sprintf("not sent: Datadog would cut record %d off at 1 MB", it.Index)}
 		}
 	}
 	if len(b.Items) == 0 {
@@ -212,16 +209,6 @@ func (d *Datadog) encode(b *deliver.Batch) ([]byte, *deliver.Result) {
 		return nil, &deliver.Result{Class: deliver.Split, Cause: "too_large", Detail: "not sent: more than Datadog takes in one request"}
 	}
 	return out, nil
-}
-
-// datadogRefusal quarantines the nth item. Nothing was sent, so the rest is to be
-// sent as if it had not been there.
-func datadogRefusal(b *deliver.Batch, n int) *deliver.Result {
-	r := deliver.Result{Class: deliver.Poison, Cause: "too_large", Detail: "not sent: Datadog would cut it off at 1 MB"}
-	if len(b.Items) > 1 {
-		return &deliver.Result{Class: deliver.Split, Cause: "too_large", Detail: fmt.Sprintf("not sent: record %d is longer than Datadog takes", b.Items[n].Index)}
-	}
-	return &r
 }
 
 // entry appends one log. A late one has no date of its own: Datadog then dates it

@@ -33,7 +33,7 @@ func datadogWorld(t *testing.T, change func(*DatadogConfig)) (*datadogd.Server, 
 	script := scripted.New(account)
 	s := httptest.NewServer(script)
 	t.Cleanup(s.Close)
-	at := Settings{URL: s.URL, Gzip: true, Timeout: 500 * time.Millisecond}
+	at := Settings{URL: s.URL, Gzip: true, Timeout: 3 * time.Second}
 	c := DatadogConfig{Intake: at, API: at, Key: fixed("api-key"), AppKey: fixed("app-key"), Hostname: "gate-1", Tags: []string{"env:test"}}
 	if change != nil {
 		change(&c)

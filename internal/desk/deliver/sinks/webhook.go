@@ -143,14 +143,10 @@ func (h *Webhook) Send(ctx context.Context, b *deliver.Batch) deliver.Result {
 	if a == nil {
 		return failed(err, h.secrets()...)
 	}
-	class := classOf(a.Status)
-	switch {
-	case a.Status >= 200 && a.Status < 300:
+	if a.Status >= 200 && a.Status < 300 {
 		return h.taken(a, id)
-	case class == deliver.Split && len(b.Items) == 1:
-		class = deliver.Poison
 	}
-	r := answered(class, a, h.conf.Now(), h.secrets()...)
+	r := answered(classOf(a.Status), a, h.conf.Now(), h.secrets()...)
 	r.Ambiguous = a.Status >= 500
 	return r
 }

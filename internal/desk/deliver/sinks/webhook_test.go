@@ -97,7 +97,7 @@ func webhookWorld(t *testing.T, change func(*WebhookConfig)) (*receiver, *script
 	script := scripted.New(v)
 	s := httptest.NewServer(script)
 	t.Cleanup(s.Close)
-	c := WebhookConfig{Endpoint: Settings{URL: s.URL + "/hooks/a?b=c", Gzip: true, Timeout: 500 * time.Millisecond}, Keys: []*Credential{fixed(testHookKey)}}
+	c := WebhookConfig{Endpoint: Settings{URL: s.URL + "/hooks/a?b=c", Gzip: true, Timeout: 3 * time.Second}, Keys: []*Credential{fixed(testHookKey)}}
 	if change != nil {
 		change(&c)
 	}
