@@ -36,6 +36,7 @@ deps:
 	command -v groff >/dev/null || need="$$need groff-base"; \
 	command -v slowhttptest >/dev/null || need="$$need slowhttptest"; \
 	command -v valkey-server >/dev/null || command -v redis-server >/dev/null || need="$$need redis-server"; \
+	ls /usr/lib/*/rsyslog/omelasticsearch.so >/dev/null 2>&1 || need="$$need rsyslog rsyslog-elasticsearch"; \
 	command -v node >/dev/null || need="$$need nodejs"; \
 	command -v npm >/dev/null || need="$$need npm"; \
 	python3 -c 'import ensurepip, venv' 2>/dev/null || need="$$need python3-venv"; \
