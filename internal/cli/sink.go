@@ -30,7 +30,7 @@ first, with who did it.`,
 cursor stays. What is under way is not called back.`, "paused"),
 		a.sinkActCommand("resume", "Deliver to a sink again", `Deliver to a sink again that was paused, by "gatebook sink pause" or because it
 refused a credential or has lost its index, with what it lacks.`, "resumed"),
-		a.sinkReplayCommand(), a.sinkRequeueCommand(), a.sinkWaiveCommand())
+		a.sinkReplayCommand(), a.sinkRequeueCommand(), a.sinkWaiveCommand(), a.sinkSetupCommand())
 	return c
 }
 
