@@ -8,6 +8,8 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/gatebook/gatebook/internal/pace"
 )
 
 // View is the ledger at one moment, for reading. It holds files open until
@@ -24,7 +26,7 @@ type View struct {
 	marks     int
 	hashes    map[uint64][]tlog.Hash // leaf hashes of the block read last
 	viewed    []*walFile             // of the ledger, that is told when the view is closed
-	slice     *slicer                // of a ledger that somebody serves; nil: nobody waits
+	slice     *pace.Slicer           // of a ledger that somebody serves; nil: nobody waits
 }
 
 // viewTries bounds how often View starts over because sealing removed a file
@@ -62,18 +64,18 @@ func (l *Ledger) view() (*View, error) {
 	if v.check, err = OpenCheckpoint(v.checkNote, l.verify); err != nil {
 		return nil, errors.Join(err, v.Close())
 	}
-	v.slice = newSlicer(l.opt.Now)
+	v.slice = pace.New(l.opt.Now)
 	if v.unpack, err = newUnpacker(); err != nil {
 		return nil, errors.Join(err, v.Close())
 	}
-	v.unpack.yield = v.slice.yield
+	v.unpack.yield = v.slice.Yield
 	return v, nil
 }
 
 // yield lets traffic go first while a ledger that somebody serves is read.
 func (v *View) yield() {
 	if v.slice != nil {
-		v.slice.yield()
+		v.slice.Yield()
 	}
 }
 
@@ -110,7 +112,7 @@ func (v *View) Close() error {
 		v.unpack.dec.Close()
 	}
 	if v.slice != nil {
-		v.slice.close()
+		v.slice.Close()
 	}
 	err := v.closeAll()
 	for _, w := range v.viewed {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/gatebook/gatebook/internal/book"
 	"github.com/gatebook/gatebook/internal/book/record"
+	"github.com/gatebook/gatebook/internal/pace"
 )
 
 // batch is some consecutive records and what has become of them so far. It
@@ -87,6 +88,8 @@ func idPrefix(origin string) string {
 // entries hands out the records [from, to) until fn says that it is enough, and
 // returns the index it came to. fn may keep what it gets.
 func (m *maker) entries(from, to, signed uint64, fn func(*book.Entry) bool) (uint64, error) {
+	slice := pace.New(time.Now)
+	defer slice.Close()
 	for at := from; at < to; {
 		c, err := m.feed.chunk(at, signed, m.proj.Reveal())
 		if err != nil {
@@ -101,6 +104,7 @@ func (m *maker) entries(from, to, signed uint64, fn func(*book.Entry) bool) (uin
 			if !fn(e) {
 				return e.Index, nil
 			}
+			slice.Yield()
 		}
 		at = c.to
 	}

@@ -14,9 +14,12 @@ import (
 	"net/http/cookiejar"
 	"net/http/httptrace"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/gatebook/gatebook/internal/pace"
 )
 
 // Bounds of one request. A sink's answer is not believed, so neither its head
@@ -228,13 +231,21 @@ func readReply(resp *http.Response) (b []byte, cut bool, err error) {
 
 var zippers = sync.Pool{New: func() any { z, _ := gzip.NewWriterLevel(nil, gzip.BestSpeed); return z }}
 
+// zipPiece is how much is compressed at a time beside the traffic.
+const zipPiece = 8 << 10
+
 // zip is deterministic: no name, no time, one level.
 func zip(b []byte) []byte {
 	out := bytes.NewBuffer(make([]byte, 0, len(b)/4+64))
 	z := zippers.Get().(*gzip.Writer)
 	defer zippers.Put(z)
 	z.Reset(out)
-	_, _ = z.Write(b) // a Buffer takes everything
+	slice := pace.New(time.Now)
+	defer slice.Close()
+	for piece := range slices.Chunk(b, zipPiece) {
+		_, _ = z.Write(piece) // a Buffer takes everything
+		slice.Yield()
+	}
 	_ = z.Close()
 	return out.Bytes()
 }
