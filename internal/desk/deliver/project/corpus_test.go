@@ -95,7 +95,8 @@ func refused(why reason.Reason) *record.Record {
 	return r
 }
 
-// corpus has every kind with what its records are made of, and every reason.
+// corpus has every kind with what its records are made of, and every reason. What
+// comes after a colon in a name shares the file of what is before it.
 func corpus() []named {
 	own := func(kind record.Kind, outcome record.Outcome, e record.Event) *record.Record {
 		return &record.Record{ID: corpusID(), Time: corpusTime, Kind: kind, Outcome: outcome, Node: "gate-1", Event: e}
@@ -178,6 +179,13 @@ func corpus() []named {
 			r.Personal = record.Personal{Sub: "248289761001", Token: "dG9rZW4taGFzaC0wMDAwMQ"}
 			return r
 		}()},
+	}
+	// Every class with all that a record can hold, and with nothing.
+	for _, kind := range kinds() {
+		all := full()
+		all.Kind, all.Links, all.Error = kind, link, record.Error{Origin: "upstream", Reason: "bad_response", Phase: "forward"}
+		all.Event = record.Event{Name: "fold", Count: 2, Exact: true, First: corpusTime, Last: corpusTime + 1, MonoUS: 5, Clock: "synced", Before: "aa", After: "bb", Target: "t", Cause: "c"}
+		out = append(out, named{"full:" + string(kind), all}, named{"least:" + string(kind), &record.Record{Kind: kind, Outcome: record.Unknown}})
 	}
 	for _, why := range reason.All() {
 		out = append(out, named{"reasons:" + string(why), refused(why)})

@@ -14,8 +14,7 @@ import (
 var update = flag.Bool("update", false, "write the golden files under testdata")
 
 // golden is what a sink gets of the corpus, by file. Each record has two lines,
-// itself and its stub; the refusals, of which each reason has one, are in one
-// file and without stubs.
+// itself and its stub; what shares a file has none.
 func golden(t *testing.T, name string) map[string][]byte {
 	t.Helper()
 	out := map[string][]byte{}
@@ -34,8 +33,8 @@ func golden(t *testing.T, name string) map[string][]byte {
 		out[file] = append(append(out[file], body...), '\n')
 	}
 	for i, n := range corpus() {
-		file, _, reason := strings.Cut(n.name, ":")
-		add(newProjection(t, name), i, file, n, !reason)
+		file, _, many := strings.Cut(n.name, ":")
+		add(newProjection(t, name), i, file, n, !many)
 		if n.rec.Personal.Sub != "" {
 			add(newProjection(t, name, everyField()...), i, "personal", n, false)
 		}
