@@ -59,14 +59,11 @@ func (p *projection) ecsHead(e *enc, r *record.Record, id string, index uint64, 
 	}
 	e.uint(`"sequence":`, index)
 	e.time(`"start":`, r.Time)
-	e.lit(`"module":`, `"gatebook"`)
-	e.lit(`"dataset":`, `"gatebook.audit"`)
+	e.lit(`"module":"gatebook","dataset":`, `"gatebook.audit"`)
 	e.close(at)
 	at = e.open(`"observer":`)
 	e.str(`"name":`, r.Node)
-	e.lit(`"vendor":`, `"Gatebook"`)
-	e.lit(`"product":`, `"Gatebook"`)
-	e.lit(`"type":`, `"proxy"`)
+	e.lit(`"vendor":"Gatebook","product":"Gatebook","type":`, `"proxy"`)
 	e.str(`"version":`, p.product)
 	e.close(at)
 }
@@ -156,7 +153,7 @@ func ecsTLS(e *enc, r *record.Record) {
 	at := e.open(`"tls":`)
 	if t.Version != "" {
 		e.must(`"version":`, t.Version)
-		e.lit(`"version_protocol":`, `"tls"`)
+		e.lit(`"version_protocol":`, `"tls"`) // the schema's word; the gate speaks no SSL
 	}
 	e.str(`"cipher":`, t.Cipher)
 	e.str(`"curve":`, t.Group)

@@ -185,11 +185,9 @@ func (p *projection) ocsfClass(e *enc, r *record.Record, c class, id string, h *
 		}
 		e.close(at)
 	case classLifecycle:
-		at := e.open(`"app":`)
-		e.lit(`"name":`, `"Gatebook"`)
-		e.lit(`"vendor_name":`, `"Gatebook"`)
+		e.lit(`"app":`, `{"name":"Gatebook","vendor_name":"Gatebook"`)
 		e.str(`"version":`, p.product)
-		e.close(at)
+		e.end()
 	case classHTTP, classNetwork:
 		ocsfTLS(e, r, h)
 	case classFinding:
