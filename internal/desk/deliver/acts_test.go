@@ -248,8 +248,8 @@ func TestDamagedState(t *testing.T) {
 		h.must(h.store.Put(context.Background(), stateTable, "s", []byte(`{"v":1,"origin":"x","cursor":7}`), time.Time{}))
 		h.start()
 		time.Sleep(time.Hour)
-		if s := h.status(); s.State != Failed || h.sink.calls != 0 || !strings.Contains(s.LastError, "sink replay s --from INDEX") || h.eng.Low() != 0 {
-			t.Errorf("%+v, %d sends", s, h.sink.calls)
+		if s := h.status(); s.State != Failed || h.sink.sends() != 0 || !strings.Contains(s.LastError, "sink replay s --from INDEX") || h.eng.Low() != 0 {
+			t.Errorf("%+v, %d sends", s, h.sink.sends())
 		}
 		if err := h.eng.Pause(context.Background(), anna, "s"); !errors.Is(err, errNoState) {
 			t.Errorf("paused: %v", err)
@@ -296,22 +296,22 @@ func TestSet(t *testing.T) {
 			return SinkConfig{Name: name, Revision: rev, Sink: s, Projection: h.proj}
 		}
 		h.must(h.eng.Set([]SinkConfig{conf("t", "1", other)}))
-		h.until(time.Minute, "the new sink has all", func() bool { return len(other.taken) == 100 })
+		h.until(time.Minute, "the new sink has all", func() bool { return other.count() == 100 })
 		st := h.eng.Status()
 		if len(st) != 2 || st[0].Name != "s" || st[0].State != Unconfigured || st[0].Cursor != 100 || len(h.book.noted("sink_removed")) != 1 {
 			t.Errorf("%+v", st)
 		}
-		was := h.eng.runners["t"]
+		was := h.eng.runnerOf("t")
 		h.must(h.eng.Set([]SinkConfig{conf("t", "1", other), conf("s", "1", h.sink)}))
 		h.book.sign(150)
-		h.until(time.Minute, "both have all", func() bool { return len(other.taken) == 150 && len(h.sink.taken) == 150 })
-		if h.eng.runners["t"] != was {
+		h.until(time.Minute, "both have all", func() bool { return other.count() == 150 && h.sink.count() == 150 })
+		if h.eng.runnerOf("t") != was {
 			t.Error("a sink that had not changed was stopped")
 		}
 		h.must(h.eng.Set([]SinkConfig{conf("t", "2", other), conf("s", "1", h.sink)}))
 		h.book.sign(160)
-		h.until(time.Minute, "both have all", func() bool { return len(other.taken) == 160 && len(h.sink.taken) == 160 })
-		if h.eng.runners["t"] == was {
+		h.until(time.Minute, "both have all", func() bool { return other.count() == 160 && h.sink.count() == 160 })
+		if h.eng.runnerOf("t") == was {
 			t.Error("a sink that has changed was not replaced")
 		}
 		for i, c := range [][]SinkConfig{{conf("a", "", other), conf("a", "", other)}, {conf("", "", other)}, {conf("a/b", "", other)}, {{Name: "x", Sink: other}}, {{Name: "x", Sink: other, Projection: h.proj, Window: -1}}} {
@@ -341,7 +341,7 @@ func TestNewLog(t *testing.T) {
 		fresh := newHouse(t, 20, 10)
 		fresh.book.origin, fresh.disk, fresh.store = "log.example/n1/other", h.disk, &memStore{disk: h.disk}
 		fresh.start()
-		fresh.until(time.Minute, "the new log is settled", func() bool { return len(fresh.sink.taken) == 20 && fresh.stored().Cursor == 20 })
+		fresh.until(time.Minute, "the new log is settled", func() bool { return fresh.sink.count() == 20 && fresh.stored().Cursor == 20 })
 		fresh.end()
 		list := fresh.book.noted("log_replaced")
 		if len(list) != 1 || list[0].Event.Count != 30 || list[0].Outcome != record.Failure || !slices.Equal(list[0].Links, []string{testOrigin, "first:100", "end:130"}) {

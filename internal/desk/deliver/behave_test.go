@@ -121,8 +121,8 @@ func TestHole(t *testing.T) {
 		h.sink.script = script(Durable, trouble{index: 33, times: 30, class: Retry, item: true, res: Result{Status: 429, Cause: "http_429"}})
 		h.start()
 		time.Sleep(time.Minute)
-		if s := h.status(); s.Cursor != 30 || len(h.sink.taken) != 999 {
-			t.Errorf("cursor %d, %d at the sink", s.Cursor, len(h.sink.taken))
+		if s := h.status(); s.Cursor != 30 || h.sink.count() != 999 {
+			t.Errorf("cursor %d, %d at the sink", s.Cursor, h.sink.count())
 		}
 		h.end() // what lies behind the hole is not sent again after a restart
 		h.sink.twiceOK = map[string]bool{}
@@ -443,7 +443,7 @@ func TestWeekAway(t *testing.T) {
 		h := newHouse(t, 0, 1000)
 		h.book.every = time.Second / time.Duration(rate)
 		sink := &counting{lim: Limits{Items: 1000, Bytes: 4 << 20, Item: 1 << 16, InFlight: 2, MaxAge: 18 * time.Hour}}
-		h.as = sink
+		h.as, h.poll = sink, time.Minute
 		h.start()
 		const week = 7 * 24 * time.Hour
 		begin := time.Now()

@@ -39,6 +39,12 @@ func (f *findable) Find(_ context.Context, w Window, fn func(string) error) erro
 	return nil
 }
 
+func (f *findable) searches() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.finds)
+}
+
 func comparedHouse(t *testing.T, signed uint64) (*house, *findable) {
 	h := newHouse(t, signed, 50)
 	f := &findable{double: h.sink, lose: map[uint64]int{}}
@@ -97,8 +103,8 @@ func TestCompareFails(t *testing.T) {
 		f.fail = errFault
 		h.start()
 		time.Sleep(time.Hour)
-		if h.stored().Compared != 0 || len(f.finds) < 5 || len(f.finds) > 15 || len(h.book.noted("compared")) > 0 {
-			t.Errorf("compared up to %d after %d searches", h.stored().Compared, len(f.finds))
+		if h.stored().Compared != 0 || f.searches() < 5 || f.searches() > 15 || len(h.book.noted("compared")) > 0 {
+			t.Errorf("compared up to %d after %d searches", h.stored().Compared, f.searches())
 		}
 		f.mu.Lock()
 		f.fail = nil

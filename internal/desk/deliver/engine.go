@@ -33,7 +33,8 @@ type Config struct {
 	Sinks  []SinkConfig
 	Cache  int // bytes of decoded records kept for sinks that are near each other; 16 MiB
 
-	src source // for tests; nil: Book
+	src  source        // for tests; nil: Book
+	poll time.Duration // for tests; 0: once a second
 }
 
 // SinkConfig is one sink and how to serve it. Zero values have the defaults
@@ -139,7 +140,7 @@ type Engine struct {
 	log    *slog.Logger
 	feed   *feed
 	origin string
-	start  time.Time
+	every  time.Duration
 
 	mu      sync.Mutex
 	want    []SinkConfig       // under mu
@@ -164,7 +165,7 @@ func New(c Config) (*Engine, error) {
 	}
 	origin, _ := c.Book.Signed()
 	e := &Engine{
-		book: c.Book, state: c.State, log: c.Logger, origin: origin,
+		book: c.Book, state: c.State, log: c.Logger, origin: origin, every: cmp.Or(c.poll, pollEvery),
 		feed:    newFeed(c.src, origin, cmp.Or(c.Cache, cacheBytes)),
 		runners: map[string]*runner{}, changed: make(chan struct{}, 1),
 	}
@@ -207,7 +208,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		e.mu.Unlock()
 		return errors.New("deliver: the engine is running already")
 	}
-	e.running, e.start = true, time.Now()
+	e.running = true
 	e.mu.Unlock()
 	var wg sync.WaitGroup
 	defer func() {
@@ -217,8 +218,12 @@ func (e *Engine) Run(ctx context.Context) error {
 		e.running = false
 		e.mu.Unlock()
 	}()
+	select {
+	case <-e.changed: // applied with all the rest
+	default:
+	}
 	e.apply(ctx, &wg)
-	tick := time.NewTicker(pollEvery)
+	tick := time.NewTicker(e.every)
 	defer tick.Stop()
 	for {
 		select {

@@ -36,6 +36,7 @@ const (
 	entryCost   = 2 << 10         // of a decoded record, about, beside its bytes
 	streamsMost = 4               // readings that stand open
 	streamIdle  = 5 * time.Second // after which one is closed
+	chunkIdle   = time.Minute     // after which nothing is remembered
 )
 
 // chunk is some consecutive leaves of the book, decoded. It never changes.
@@ -69,7 +70,8 @@ type feed struct {
 	chunks  map[bool][]*chunk // by reveal, oldest use first
 	held    int
 	streams []*stream
-	opened  int // streams so far, for tests of what reading costs
+	opened  int       // streams so far, for tests of what reading costs
+	asked   time.Time // when anything was last wanted
 }
 
 func newFeed(src source, origin string, most int) *feed {
@@ -86,6 +88,7 @@ var errOtherLog = errors.New("the book is another log than the engine was starte
 func (f *feed) chunk(from, to uint64, reveal bool) (*chunk, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.asked = time.Now()
 	for {
 		if c := f.remembered(from, reveal); c != nil {
 			return c, nil
@@ -217,10 +220,14 @@ func (f *feed) close(s *stream) {
 	_ = s.view.Close() // only files that were read
 }
 
-// tidy closes what has not been used for a while; all of it if so told.
+// tidy lets go of what has not been used for a while; of all if so told.
 func (f *feed) tidy(all bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if all || time.Since(f.asked) > chunkIdle {
+		clear(f.chunks)
+		f.held = 0
+	}
 	for i := len(f.streams) - 1; i >= 0; i-- {
 		if s := f.streams[i]; !s.busy && (all || time.Since(s.used) > streamIdle) {
 			f.close(s)

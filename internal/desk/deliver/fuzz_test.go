@@ -10,7 +10,7 @@ import (
 // encodes to what reads the same.
 func FuzzState(f *testing.F) {
 	good := &state{Origin: "log.example/n1/00", Cursor: 5, High: 9, Seen: 30, Projection: "ecs", Version: 2, Noted: 3, Compared: 1,
-		Plan: []bounds{{To: 8, Items: 3, Planned: 1_700_000_000_000_000_000}, {To: 20, Items: 12, Planned: 5, Settled: true}}, Receipt: tally{Count: 2, Grade: Accepted, Worth: true}}
+		Plan: []bounds{{To: 8, Items: 3, Planned: 1_700_000_000_000_000_000}, {To: 20, Items: 12, Planned: 5, Settled: true, Sum: &tally{Count: 11, Quarantined: 1, Grade: Durable}}}, Receipt: tally{Count: 2, Grade: Accepted, Worth: true}}
 	b, err := good.encode()
 	if err != nil {
 		f.Fatal(err)

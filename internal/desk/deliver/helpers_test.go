@@ -358,6 +358,26 @@ func (d *double) Send(ctx context.Context, b *Batch) Result {
 	return a.res
 }
 
+// count is how many distinct records have arrived.
+func (d *double) count() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.taken)
+}
+
+// sends is how often something was sent.
+func (d *double) sends() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.calls
+}
+
+func (e *Engine) runnerOf(name string) *runner {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.runners[name]
+}
+
 // resplit are the first indexes of batches that were sent first in more than one
 // way.
 func (d *double) resplit() map[string]int {
@@ -378,6 +398,7 @@ type house struct {
 	store *memStore
 	sink  *double
 	as    Sink // what the engine gets for sink; nil: itself
+	poll  time.Duration
 	proj  *plain
 	conf  SinkConfig
 	eng   *Engine
@@ -402,7 +423,7 @@ func (h *house) start() {
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(h.t.Output(), nil))
 	}
-	e, err := New(Config{Book: h.book, State: h.store, src: h.book, Sinks: []SinkConfig{c}, Logger: log})
+	e, err := New(Config{Book: h.book, State: h.store, src: h.book, Sinks: []SinkConfig{c}, Logger: log, poll: h.poll})
 	if err != nil {
 		h.t.Fatal(err)
 	}

@@ -47,6 +47,13 @@ func (r *runner) tick(now time.Time) {
 	if !now.Before(r.receiptAt) {
 		r.receipt(now)
 	}
+	r.flushNotes(now)
+	r.takeComparison(now)
+	r.compareIfDue(now)
+}
+
+// flushNotes hands to the book what waits for it.
+func (r *runner) flushNotes(now time.Time) {
 	for len(r.notes) > 0 && !now.Before(r.noteAt) {
 		n := r.notes[0]
 		if err := r.eng.book.Note(r.sendCtx, n.rec); err != nil {
@@ -60,8 +67,6 @@ func (r *runner) tick(now time.Time) {
 			n.then()
 		}
 	}
-	r.takeComparison(now)
-	r.compareIfDue(now)
 }
 
 // receipt records what was delivered since the last one. What was only about

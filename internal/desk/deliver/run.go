@@ -334,7 +334,7 @@ func (r *runner) writeNow(now time.Time) error {
 	next.Plan = make([]bounds, 0, len(r.plan)+len(r.drafts))
 	for _, list := range [][]*batch{r.plan, r.drafts} {
 		for _, b := range list {
-			next.Plan = append(next.Plan, bounds{To: b.to, Items: b.count(), Planned: b.planned.UnixNano(), Settled: b.left == 0})
+			next.Plan = append(next.Plan, b.bounds())
 		}
 	}
 	value, err := next.encode()
@@ -375,8 +375,15 @@ func (r *runner) planned(b *batch) {
 	r.await(p)
 }
 
-// count is the number of items, also when they were let go of.
-func (b *batch) count() int { return b.n }
+// bounds are what is kept of a batch.
+func (b *batch) bounds() bounds {
+	out := bounds{To: b.to, Items: b.n, Planned: b.planned.UnixNano()}
+	if b.left == 0 {
+		sum := b.sum
+		out.Settled, out.Sum = true, &sum
+	}
+	return out
+}
 
 // windDown waits for what is under way and writes where delivery stopped.
 func (r *runner) windDown() {
@@ -401,6 +408,7 @@ func (r *runner) windDown() {
 		r.dirty = true
 	}
 	r.drafts = nil
+	r.flushNotes(time.Now())
 	if r.mustWrite() {
 		r.cancel()
 		r.sendCtx = context.WithoutCancel(r.ctx)
@@ -492,7 +500,7 @@ func (r *runner) planAgain(plan []bounds) error {
 		r.plan = append(r.plan, b)
 		r.hold(b)
 		if at = p.To; p.Settled {
-			b.settleAll()
+			b.left, b.sum = 0, *p.Sum // by the process before
 			r.release(b)
 			continue
 		}
@@ -500,12 +508,6 @@ func (r *runner) planAgain(plan []bounds) error {
 	}
 	r.advance()
 	return nil
-}
-
-// settleAll is for a batch that was settled by the process before.
-func (b *batch) settleAll() {
-	b.left = 0
-	b.sum.Count = int64(b.n)
 }
 
 // stored reads the state, or makes the first one.

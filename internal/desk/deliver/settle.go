@@ -306,7 +306,7 @@ func (r *runner) pauses(now time.Time, res *Result) {
 		r.renewed, r.renewals = true, r.sends
 		changed, err := rn.Renew()
 		if err != nil {
-			r.trouble("reading the credential again", err)
+			r.eng.log.Error("the credential of a sink cannot be read again", "sink", r.c.Name, "err", err)
 		}
 		if changed && err == nil {
 			return

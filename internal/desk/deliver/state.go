@@ -51,6 +51,7 @@ type bounds struct {
 	Items   int    `json:"items"` // records in it
 	Planned int64  `json:"at"`    // Unix nanoseconds
 	Settled bool   `json:"settled,omitempty"`
+	Sum     *tally `json:"sum,omitempty"` // if settled
 }
 
 // tally adds up what became of a range of records.
@@ -106,7 +107,7 @@ func decodeState(b []byte) (*state, error) {
 	}
 	at := s.Cursor
 	for _, b := range s.Plan {
-		if b.To <= at || b.Items < 0 || uint64(b.Items) > b.To-at {
+		if b.To <= at || b.Items < 0 || uint64(b.Items) > b.To-at || b.Settled != (b.Sum != nil) || b.Sum != nil && !b.Sum.plausible() {
 			return nil, fmt.Errorf("%w: planned batches are not in order", ErrState)
 		}
 		at = b.To
