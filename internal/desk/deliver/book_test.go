@@ -2,6 +2,7 @@ package deliver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"sync"
@@ -195,4 +196,37 @@ func BenchmarkCatchUp(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "records/s")
+}
+
+// What receipts and acts say is not taken for something secret on its way into
+// the book: no number and no id is masked.
+func TestRecordsAreKeptAsTheyAre(t *testing.T) {
+	b := newRealBook(t)
+	origin, _ := b.Signed()
+	rec := event("delivered", "siem-1", "")
+	for i := uint64(7); i < 1<<60; i *= 7 {
+		rec.Links = append(rec.Links[:min(len(rec.Links), 11)], link("first", i), EventID(origin, i))
+		one := *rec
+		one.ID = record.ID{}
+		if err := b.Note(context.Background(), &one); err != nil {
+			t.Fatal(err)
+		}
+		want := fmt.Sprint(rec.Links)
+		if err := b.Sign(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		r, err := b.Reader()
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = r.Forward(r.Size()-1, r.Size(), false, func(e *book.Entry) error {
+			if got := fmt.Sprint(e.Record.Links); got != want || e.Record.San.Masked > 0 || e.Record.Event.Target != "siem-1" {
+				t.Errorf("links %s, want %s, masked %d", got, want, e.Record.San.Masked)
+			}
+			return nil
+		})
+		if err := errors.Join(err, r.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
