@@ -28,9 +28,9 @@ const (
 	BadChunk  Break = "bad chunk" // after Status
 	Garbage   Break = "garbage"   // no HTTP at all
 	LongHead  Break = "long head"
-	LongBody  Break = "long body" // 6 MiB, after Status
+	LongBody  Break = "long body" // 5 MiB, after Status
 	FalseGzip Break = "false gzip"
-	GzipBomb  Break = "gzip bomb"   // 16 MiB in a few bytes, after Status
+	GzipBomb  Break = "gzip bomb"   // 5 MiB in a few bytes, after Status
 	Trickles  Break = "trickle"     // Status, then a body that never ends
 	Continues Break = "continue"    // 100 and 103, then Status
 	Twice     Break = "two answers" // Status twice, though one was asked
@@ -156,13 +156,13 @@ func (f Fault) play(c net.Conn) {
 	case LongHead:
 		say(head, "X-Long: ", strings.Repeat("x", 1<<20), "\r\n\r\n")
 	case LongBody:
-		say(head, "Connection: close\r\n\r\n", strings.Repeat("y", 6<<20))
+		say(head, "Connection: close\r\n\r\n", strings.Repeat("y", 5<<20))
 	case FalseGzip:
 		say(head, "Content-Encoding: gzip\r\nContent-Length: 7\r\n\r\nno gzip")
 	case GzipBomb:
 		var b bytes.Buffer
 		z := gzip.NewWriter(&b)
-		_, _ = z.Write(make([]byte, 16<<20))
+		_, _ = z.Write(make([]byte, 5<<20))
 		_ = z.Close()
 		say(head, "Content-Encoding: gzip\r\n", fmt.Sprintf("Content-Length: %d\r\n\r\n", b.Len()), b.String())
 	case Trickles:

@@ -33,7 +33,7 @@ func datadogWorld(t *testing.T, change func(*DatadogConfig)) (*datadogd.Server, 
 	script := scripted.New(account)
 	s := httptest.NewServer(script)
 	t.Cleanup(s.Close)
-	at := Settings{URL: s.URL, Gzip: true, Timeout: 3 * time.Second}
+	at := Settings{URL: s.URL, Gzip: true, Timeout: time.Minute}
 	c := DatadogConfig{Intake: at, API: at, Key: fixed("api-key"), AppKey: fixed("app-key"), Hostname: "gate-1", Tags: []string{"env:test"}}
 	if change != nil {
 		change(&c)
@@ -59,8 +59,8 @@ func TestDatadogFaults(t *testing.T) {
 		rows = append(rows, row{Fault: scripted.Fault{Name: fmt.Sprintf("status %d", n), Status: n}, class: deliver.Pause, cause: fmt.Sprintf("http_%d", n), maybe: true})
 	}
 	rows = append(rows, row{Fault: scripted.Fault{Name: "status 422", Status: 422}, class: deliver.Poison, cause: "http_422"})
-	play(t, rows, func(t *testing.T) (deliver.Sink, *scripted.Server, func() map[string]int) {
-		account, script, sink := datadogWorld(t, nil)
+	play(t, rows, func(t *testing.T, wait time.Duration) (deliver.Sink, *scripted.Server, func() map[string]int) {
+		account, script, sink := datadogWorld(t, func(c *DatadogConfig) { c.Intake.Timeout = wait })
 		return sink, script, func() map[string]int { return datadogHeld(account) }
 	})
 }

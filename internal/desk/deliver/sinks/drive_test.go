@@ -125,6 +125,14 @@ type row struct {
 	after time.Duration
 }
 
+// patience is how long a client waits: little where it waits for nothing.
+func (r *row) patience() time.Duration {
+	if r.Break == scripted.Hangs || r.Break == scripted.Trickles {
+		return 3 * time.Second
+	}
+	return time.Minute
+}
+
 // webRows are what can happen to any sink over HTTP that knows success by the
 // status ok alone.
 func webRows(ok int) []row {
@@ -208,13 +216,13 @@ func together[R any](t *testing.T, rows []R, name func(R) string, f func(*testin
 }
 
 // play runs every row in a world of its own.
-func play(t *testing.T, rows []row, world func(t *testing.T) (s deliver.Sink, server *scripted.Server, held func() map[string]int)) {
+func play(t *testing.T, rows []row, world func(*testing.T, time.Duration) (s deliver.Sink, server *scripted.Server, held func() map[string]int)) {
 	items := testItems(100, 10, time.Now().Add(-time.Minute))
 	if len(rows) < 60 {
 		t.Errorf("only %d rows", len(rows))
 	}
 	together(t, rows, func(r row) string { return r.Name }, func(t *testing.T, r row) {
-		s, server, held := world(t)
+		s, server, held := world(t, r.patience())
 		server.Play(r.Fault)
 		d := newDriver(t, s)
 		d.run(items, 4)

@@ -134,18 +134,18 @@ func compareHeld(t *testing.T, ids []string, held map[string]int, copies int64) 
 // real: what the receiver holds is what is in the book.
 func TestEngineOverHTTP(t *testing.T) {
 	b, ids := realBook(t, 20)
-	for name, world := range map[string]func(t *testing.T) (deliver.Sink, *scripted.Server, func() map[string]int){
-		"datadog": func(t *testing.T) (deliver.Sink, *scripted.Server, func() map[string]int) {
-			account, script, sink := datadogWorld(t, nil)
+	for name, world := range map[string]func(t *testing.T, wait time.Duration) (deliver.Sink, *scripted.Server, func() map[string]int){
+		"datadog": func(t *testing.T, wait time.Duration) (deliver.Sink, *scripted.Server, func() map[string]int) {
+			account, script, sink := datadogWorld(t, func(c *DatadogConfig) { c.Intake.Timeout = wait })
 			return sink, script, func() map[string]int { return datadogHeld(account) }
 		},
-		"webhook": func(t *testing.T) (deliver.Sink, *scripted.Server, func() map[string]int) {
-			v, script, h := webhookWorld(t, nil)
+		"webhook": func(t *testing.T, wait time.Duration) (deliver.Sink, *scripted.Server, func() map[string]int) {
+			v, script, h := webhookWorld(t, func(c *WebhookConfig) { c.Endpoint.Timeout = wait })
 			return h, script, func() map[string]int { v.mu.Lock(); defer v.mu.Unlock(); return v.held }
 		},
 	} {
 		together(t, webRows(202), func(r row) string { return name + "/" + r.Name }, func(t *testing.T, r row) {
-			s, script, held := world(t)
+			s, script, held := world(t, r.patience())
 			script.Only = map[string]string{"datadog": "/api/v2/logs", "webhook": ""}[name]
 			script.Play(r.Fault)
 			st := through(t, b, s)

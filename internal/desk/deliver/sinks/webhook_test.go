@@ -97,7 +97,7 @@ func webhookWorld(t *testing.T, change func(*WebhookConfig)) (*receiver, *script
 	script := scripted.New(v)
 	s := httptest.NewServer(script)
 	t.Cleanup(s.Close)
-	c := WebhookConfig{Endpoint: Settings{URL: s.URL + "/hooks/a?b=c", Gzip: true, Timeout: 3 * time.Second}, Keys: []*Credential{fixed(testHookKey)}}
+	c := WebhookConfig{Endpoint: Settings{URL: s.URL + "/hooks/a?b=c", Gzip: true, Timeout: time.Minute}, Keys: []*Credential{fixed(testHookKey)}}
 	if change != nil {
 		change(&c)
 	}
@@ -118,8 +118,8 @@ func TestWebhookFaults(t *testing.T) {
 	rows = append(rows, row{Fault: scripted.Fault{Name: "status 410", Status: 410}, class: deliver.Pause, cause: "http_410"},
 		row{Fault: scripted.Fault{Name: "status 422", Status: 422}, class: deliver.Poison, cause: "http_422"},
 		row{Fault: scripted.Fault{Name: "another receipt", Status: 200, Keep: true, Header: map[string]string{webhookStored: "x"}}, class: deliver.Pause, cause: "wrong_receipt", maybe: true})
-	play(t, rows, func(t *testing.T) (deliver.Sink, *scripted.Server, func() map[string]int) {
-		v, script, h := webhookWorld(t, nil)
+	play(t, rows, func(t *testing.T, wait time.Duration) (deliver.Sink, *scripted.Server, func() map[string]int) {
+		v, script, h := webhookWorld(t, func(c *WebhookConfig) { c.Endpoint.Timeout = wait })
 		return h, script, func() map[string]int { v.mu.Lock(); defer v.mu.Unlock(); return v.held }
 	})
 }
