@@ -144,12 +144,12 @@ func TestBuiltin(t *testing.T) {
 }
 
 func FuzzCases(f *testing.F) {
-	for _, name := range []string{"testdata/builtin.json", "testdata/own.json"} {
-		b, err := os.ReadFile(name)
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(b)
+	for _, seed := range []string{
+		`{"rules": [{"name": "a", "where": "status >= 400", "by": ["route", "subject"], "count": 2, "window": "1m", "distinct": "op", "times": 2, "learn": "1d"}], "cases": [{"name": "x", "learned": true, "records": [{"repeat": 4, "set": {"status": 404, "route": "a", "subject": "s", "op": "{n}"}}], "alerts": [{"rule": "a", "target": "a|s", "within": "1s", "count": 2}]}]}`,
+		`{"rules": [{"name": "a", "where": "true", "after": "false", "new": "op", "count": 1, "window": "1h", "hours": {"zone": "Asia/Tokyo", "days": ["sun"], "from": "00:00", "to": "24:00"}}], "cases": [{"name": "x", "start": "2026-01-01T00:00:00Z", "records": [{"set": {"op": "{n%3}", "dur_us": 9, "authn.roles": ["r"]}}]}]}`,
+		`{"rules": [{"name": "a", "where": "true", "new": "op", "window": "1h", "unless": "b", "severity": "low", "alert": "c"}], "off": ["a"], "cases": [{"name": "x", "records": [{"set": {"kind": "alert", "event.name": "b"}}]}]}`,
+	} {
+		f.Add([]byte(seed))
 	}
 	f.Add([]byte(`{"cases": [{"name": "x", "records": [{"at": "1d", "repeat": 3, "every": "1s", "set": {"route": "{n%2}", "authn.roles": ["a"]}}]}]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -157,7 +157,7 @@ func FuzzCases(f *testing.F) {
 		if err != nil {
 			return
 		}
-		rules, err := c.onTop(Builtin())
+		rules, err := c.onTop(nil)
 		if err != nil {
 			return
 		}

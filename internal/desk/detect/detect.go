@@ -109,6 +109,7 @@ func New(ctx context.Context, c Config) (*Detector, error) {
 		return nil, err
 	}
 	d := &Detector{cfg: c, every: saveEvery, engine: g}
+	d.cfg.Rules = nil
 	if err := d.load(ctx); err != nil {
 		return nil, err
 	}
@@ -352,10 +353,8 @@ func (d *Detector) recall(ctx context.Context) error {
 	}
 	d.engine.quiet = false
 	if err = errors.Join(err, r.Close()); err != nil {
-		if fresh, bad := newEngine(d.cfg.Rules); bad == nil {
-			d.engine = fresh // what was counted would be counted twice
-			d.st.restore(fresh)
-		}
+		d.engine.forgetCounts() // or they would be counted twice
+		d.st.restore(d.engine)
 		return fmt.Errorf("cannot read the book again from record %d: %w", from, err)
 	}
 	d.st.Rules = nil // the rules have it

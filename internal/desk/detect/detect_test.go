@@ -421,3 +421,57 @@ func TestRun(t *testing.T) {
 		t.Errorf("the status is %+v", s)
 	}
 }
+
+// TestOtherRules: rules that stay keep what they have counted, others begin with
+// what lies in the windows of those before, and what was told is not told again.
+func TestOtherRules(t *testing.T) {
+	h := newHouse(t)
+	d := h.detector(h.book)
+	for i := range 3 {
+		h.denied("ann", "GET /a", time.Duration(i)*time.Second)
+	}
+	h.denied("bob", "GET /a", time.Second)
+	h.denied("bob", "GET /a", time.Second)
+	h.sign()
+	h.must(h.round(d))
+	h.wantAlerts("ann 3")
+	h.sign()
+	h.must(d.save(context.Background()))
+	more := Rule{Name: "second", Where: `authz.decision == "deny"`, By: []string{"subject"}, Count: 4, Window: time.Hour}
+	d, err := New(context.Background(), Config{Book: h.book, Store: h.store, Missing: kv.ErrNotFound, Rules: append(probing(), more)})
+	h.must(err)
+	h.denied("bob", "GET /a", 2*time.Second)
+	h.denied("ann", "GET /a", 2*time.Second)
+	h.sign()
+	h.must(h.round(d))
+	h.wantAlerts("ann 3", "bob 3", "ann 4") // the last is of the second rule
+}
+
+// TestRecallAgain: when reading back fails half way, nothing is counted twice.
+func TestRecallAgain(t *testing.T) {
+	h := newHouse(t)
+	d := h.detector(h.book)
+	h.must(d.recall(context.Background()))
+	h.denied("ann", "GET /a", 0)
+	h.denied("bob", "GET /a", 0)
+	h.denied("ann", "GET /a", time.Second)
+	h.sign()
+	h.must(d.goOn(context.Background()))
+	h.must(d.save(context.Background()))
+
+	d = h.detector(h.book)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := d.recall(ctx); err == nil {
+		t.Fatal("it did not fail")
+	}
+	h.must(d.recall(context.Background()))
+	h.denied("bob", "GET /a", time.Second)
+	h.sign()
+	h.must(d.goOn(context.Background()))
+	h.wantAlerts()
+	h.denied("ann", "GET /a", time.Second)
+	h.sign()
+	h.must(d.goOn(context.Background()))
+	h.wantAlerts("ann 3")
+}

@@ -97,20 +97,25 @@ func newRule(r Rule) (*rule, error) {
 	if out.hours, err = r.Hours.compile(); err != nil {
 		return nil, &RuleError{r.Name, "hours", err.Error()}
 	}
+	out.reset()
+	return out, nil
+}
+
+// reset forgets all that was counted and learned.
+func (ru *rule) reset() {
 	var leave func(*slot)
-	if r.Times > 0 {
-		out.past = &past{window: out.window, least: max(r.Count/r.Times, 1), peaks: map[string]peak{}}
-		leave = out.past.leave
+	if ru.Times > 0 {
+		ru.past = &past{window: ru.window, least: max(ru.Count/ru.Times, 1), peaks: map[string]peak{}}
+		leave = ru.past.leave
 	}
-	if r.New != "" {
-		out.filter, out.recent = &filter{}, make([][]byte, recents)
+	if ru.New != "" {
+		ru.filter, ru.recent = &filter{}, make([][]byte, recents)
 	}
-	apart := min(2*r.Count, MaxDistinct)
-	if r.Times > 0 {
+	apart := min(2*ru.Count, MaxDistinct)
+	if ru.Times > 0 {
 		apart = MaxDistinct
 	}
-	out.table = newTable(out.window, apart, leave)
-	return out, nil
+	ru.table, ru.since = newTable(ru.window, apart, leave), 0
 }
 
 func newEngine(rules []Rule) (*engine, error) {
@@ -127,6 +132,13 @@ func newEngine(rules []Rule) (*engine, error) {
 		g.rules = append(g.rules, c)
 	}
 	return g, nil
+}
+
+// forgetCounts makes the rules as they were when they were new.
+func (g *engine) forgetCounts() {
+	for _, ru := range g.rules {
+		ru.reset()
+	}
 }
 
 // rulePrefix begins limit.rule of alerts of this package.

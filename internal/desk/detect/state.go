@@ -155,20 +155,26 @@ func (s *state) restore(g *engine) {
 	}
 }
 
-// save keeps the state.
-func (d *Detector) save(ctx context.Context) error {
-	s := d.st
-	s.Next, s.Rules = d.next, map[string]*ruleState{}
-	for _, ru := range d.engine.rules {
+// learned is what the rules have learned.
+func (g *engine) learned(now int64) map[string]*ruleState {
+	out := map[string]*ruleState{}
+	for _, ru := range g.rules {
 		st := &ruleState{Digest: ru.digest(), Since: ru.since, Filter: ru.filter}
 		if ru.past != nil {
 			for i := range ru.table.slots {
-				ru.past.settle(&ru.table.slots[i], d.st.newest())
+				ru.past.settle(&ru.table.slots[i], now)
 			}
 			st.Peaks = ru.past.peaks
 		}
-		s.Rules[ru.Name] = st
+		out[ru.Name] = st
 	}
+	return out
+}
+
+// save keeps the state.
+func (d *Detector) save(ctx context.Context) error {
+	s := d.st
+	s.Next, s.Rules = d.next, d.engine.learned(d.st.newest())
 	b, err := json.Marshal(&s)
 	if err == nil {
 		err = d.cfg.Store.Put(ctx, stateTable, stateKey, b, time.Time{})
