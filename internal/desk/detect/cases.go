@@ -2,6 +2,7 @@ package detect
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -85,6 +86,7 @@ type recordText struct {
 	At     span                       `json:"at"`
 	Repeat int                        `json:"repeat"`
 	Every  span                       `json:"every"`
+	Late   span                       `json:"late"` // they are written so long after their time
 	Set    map[string]json.RawMessage `json:"set"`
 }
 
@@ -292,9 +294,13 @@ func (w *alertText) is(f *finding, start time.Time) bool {
 	return f.rule.Name == w.Rule && f.key == w.Target && (w.Count == 0 || w.Count == f.count) && (w.Within == 0 || at <= time.Duration(w.Within))
 }
 
-// make makes the records of a case, in the order of time.
+// make makes the records of a case, in the order in which they are written.
 func (c *caseText) make(left *int) ([]record.Record, error) {
-	var out []record.Record
+	type written struct {
+		at  int64
+		rec record.Record
+	}
+	var all []written
 	for i := range c.Records {
 		t := &c.Records[i]
 		n := max(t.Repeat, 1)
@@ -316,11 +322,13 @@ func (c *caseText) make(left *int) ([]record.Record, error) {
 			if r.Error.Reason != "" {
 				r.Outcome = record.Failure
 			}
-			out = append(out, r)
+			all = append(all, written{r.Time + time.Duration(t.Late).Microseconds(), r})
 		}
 	}
-	slices.SortStableFunc(out, func(a, b record.Record) int { return int(min(max(a.Time-b.Time, -1), 1)) })
+	slices.SortStableFunc(all, func(a, b written) int { return cmp.Compare(a.at, b.at) })
+	out := make([]record.Record, len(all))
 	for i := range out {
+		out[i] = all[i].rec
 		for k := range 8 { // an id for links
 			out[i].ID[15-k] = byte((i + 1) >> (8 * k))
 		}

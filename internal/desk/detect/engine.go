@@ -289,24 +289,32 @@ func (g *engine) isNew(ru *rule, r *record.Record) bool {
 // learns reports whether the rule is still learning the past.
 func (ru *rule) learns(at int64) bool { return at-ru.since < ru.Learn.Microseconds() }
 
-// askAfter looks whether a success comes after failures.
+// askAfter looks whether a success comes after failures. Failures that were counted
+// in one record are written some seconds later than a success may be, so they
+// are looked at from both sides.
 func (g *engine) askAfter(ru *rule, r *record.Record, at int64, failure bool) {
 	isNew := !failure && (ru.filter == nil || g.isNew(ru, r))
 	s, t := g.slot(ru), ru.table
 	if failure {
-		if t.touch(s, at) {
-			t.count(s, at, weight(r))
-			s.link(r.ID)
+		if !t.touch(s, at) {
+			return
 		}
+		t.count(s, at, weight(r))
+		s.link(r.ID)
+	} else {
+		fresh := s.win == 0 || at-s.win > ru.window
+		s.win = max(s.win, at)
+		if _, ok := t.forward(s, at); !ok || !fresh || !isNew {
+			return
+		}
+		s.hit, s.hitBy = at, r.ID
+	}
+	if s.hit == 0 || at > s.hit {
 		return
 	}
-	fresh := s.win == 0 || at-s.win > ru.window
-	s.win = max(s.win, at)
-	if _, ok := t.forward(s, at); !ok || !fresh || !isNew {
-		return
-	}
-	if n := t.sum(s, at); n >= ru.Count {
-		g.find(ru, r, &finding{count: n, exact: true, first: s.first, last: at, links: append(s.linked(), r.ID.String())})
+	if n := t.sum(s, s.hit); n >= ru.Count {
+		g.find(ru, r, &finding{count: n, exact: true, first: s.first, last: s.hit, links: append(s.linked(), s.hitBy.String())})
+		s.hit = 0
 	}
 }
 

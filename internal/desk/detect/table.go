@@ -29,6 +29,8 @@ type slot struct {
 	first  int64 // µs: nothing that counts is older
 	last   int64 // µs: of what was counted last
 	win    int64 // µs: when Where took a record last, of a rule with After
+	hit    int64 // µs: when it took one that would be an alert after enough failures
+	hitBy  record.ID
 	counts [parts]uint32
 	vals   []value
 	links  [maxLinks]record.ID // a ring
