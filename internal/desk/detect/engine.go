@@ -148,9 +148,7 @@ const rulePrefix = "detect."
 func (g *engine) see(index uint64, r *record.Record) {
 	if r.Kind == record.KindAlert {
 		g.alerted(r)
-		if strings.HasPrefix(r.Limit.Rule, rulePrefix) {
-			return // no rule is about alerts of rules
-		}
+		return // it bears the reason of what it is about, which would count twice
 	}
 	at := r.Time + r.DurUS
 	for _, ru := range g.rules {
