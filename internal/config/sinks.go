@@ -54,11 +54,11 @@ type Sink struct {
 	Index   string    `key:"index" form:"sinkname" doc:"Index of splunk_hec. Default: that of the token."`
 	Source  string    `key:"source" form:"text" doc:"Source of splunk_hec, and of datadog (ddsource). Default: gatebook."`
 	SrcType string    `key:"sourcetype" form:"text" doc:"Source type of splunk_hec. Default: gatebook:PROJECT, such as gatebook:ecs."`
-	Stream  string    `key:"data_stream" form:"datastream" doc:"Data stream of elasticsearch and opensearch. Default: logs-gatebook.audit-default."`
+	Stream  string    `key:"data_stream" form:"datastream" doc:"Data stream of elasticsearch and opensearch. Default: logs-gatebook-default."`
 	Site    string    `key:"site" form:"host" doc:"Site of datadog, such as datadoghq.eu."`
 	Service string    `key:"service" form:"text" doc:"Service of datadog. Default: gatebook."`
 	Tags    []string  `key:"tags" form:"tag" doc:"Tags of datadog, such as env:prod."`
-	Project string    `key:"project" enum:"native ecs ocsf" doc:"Form that a record is given: native is the record as the book has it, ecs the Elastic Common Schema, ocsf the Open Cybersecurity Schema. Default: ecs for elasticsearch and opensearch, native for the others. Changing it begins with the next record."`
+	Project string    `key:"project" enum:"native ecs ocsf" doc:"Form that a record is given: native is the record as the book has it, ecs the Elastic Common Schema, ocsf the Open Cybersecurity Schema. Default: ecs for splunk_hec, elasticsearch and opensearch, native for the others. Changing it begins with the next record."`
 	Fields  []string  `key:"fields" form:"personal" doc:"Fields of the personal part that leave to this sink: sub, name, email, tenant_user, claimed, ip, port, fwd, ua, path, query, referer, cert_subject, session, token, family, client_request_id, traceparent, body_sha256, ja4, bytes_in, bytes_out, headers.NAME and claims.NAME. Unset: none does, and people are pseudonyms of this sink's own. What has left cannot be erased here any more."`
 	From    string    `key:"from" default:"beginning" enum:"beginning now" doc:"Where a sink of a new name begins: with the first record of the book, or with what comes from now on."`
 	Gzip    string    `key:"compression" default:"gzip" enum:"gzip none" doc:"Compression of requests; those of a webhook have none, because they are signed as they are."`
@@ -117,7 +117,7 @@ func (f *File) setSinkDefaults() {
 		s := &f.Sinks[i]
 		if s.Project == "" {
 			s.Project = ProjectNative
-			if s.Type == SinkElastic || s.Type == SinkOpenSearch {
+			if s.Type == SinkElastic || s.Type == SinkOpenSearch || s.Type == SinkSplunk {
 				s.Project = ProjectECS
 			}
 		}
@@ -128,7 +128,7 @@ func (f *File) setSinkDefaults() {
 			s.Gzip = ""
 		}
 		if s.Stream == "" && (s.Type == SinkElastic || s.Type == SinkOpenSearch) {
-			s.Stream = "logs-gatebook.audit-default"
+			s.Stream = "logs-gatebook-default"
 		}
 		if s.Source == "" && (s.Type == SinkSplunk || s.Type == SinkDatadog) {
 			s.Source = "gatebook"
@@ -160,6 +160,9 @@ func (d *decoder) checkSinks(f *File) {
 		d.sinkURL(s, path)
 		d.sinkCredentials(s, path)
 		d.sinkFile(f, s, path)
+		if at := path + ".project"; (s.Type == SinkElastic || s.Type == SinkOpenSearch) && s.Project != ProjectECS && s.Project != "" {
+			d.report(d.where(at), at, "project "+s.Project+" in a data stream, which takes only documents with @timestamp", "remove project, or write ecs")
+		}
 	}
 }
 
@@ -324,7 +327,7 @@ func checkSinkName(s string) (string, string) {
 func checkDataStream(s string) (string, string) {
 	parts := strings.Split(s, "-")
 	if len(s) > 255 || len(parts) != 3 || slices.Contains(parts, "") || !only(s, lower, "._-") {
-		return "not a data stream: " + quote(s), "write TYPE-DATASET-NAMESPACE in lower case, such as logs-gatebook.audit-default"
+		return "not a data stream: " + quote(s), "write TYPE-DATASET-NAMESPACE in lower case, such as logs-gatebook-default"
 	}
 	return "", ""
 }

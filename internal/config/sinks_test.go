@@ -56,8 +56,8 @@ func TestSinkDefaults(t *testing.T) {
 - {name: g, type: stdout, project: ocsf}
 `)
 	for i, want := range []struct{ project, gzip, stream, source, sourcetype, service string }{
-		{"native", "gzip", "", "gatebook", "gatebook:native", ""},
-		{"ecs", "gzip", "logs-gatebook.audit-default", "", "", ""},
+		{"ecs", "gzip", "", "gatebook", "gatebook:ecs", ""},
+		{"ecs", "gzip", "logs-gatebook-default", "", "", ""},
 		{"ecs", "gzip", "logs-x-y", "", "", ""},
 		{"native", "gzip", "", "gatebook", "", "gatebook"},
 		{"native", "", "", "", "", ""},
