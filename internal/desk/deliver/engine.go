@@ -280,7 +280,12 @@ func (e *Engine) apply(ctx context.Context, wg *sync.WaitGroup) {
 	for _, r := range old {
 		r.stop()
 	}
-	wg.Go(func() { e.vanished(ctx) })
+	wg.Go(func() {
+		for _, r := range old { // they keep their cursors first
+			<-r.done
+		}
+		e.vanished(ctx)
+	})
 }
 
 // Status is how every sink is, those included that have a state and are not
