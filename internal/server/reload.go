@@ -15,6 +15,7 @@ import (
 	"github.com/gatebook/gatebook/internal/book/record"
 	"github.com/gatebook/gatebook/internal/config"
 	"github.com/gatebook/gatebook/internal/desk/admin"
+	"github.com/gatebook/gatebook/internal/desk/detect"
 
 	"github.com/gatebook/gatebook/internal/gate/authz"
 	"github.com/gatebook/gatebook/internal/token"
@@ -207,6 +208,7 @@ func how(who *admin.Caller) string {
 type prepared struct {
 	current
 	sinks    map[string]*liveSink
+	rules    []detect.Rule // of detection
 	warnings []string
 	adopt    []func() // none of them can fail
 }
@@ -239,6 +241,9 @@ func (s *Server) prepare(ctx context.Context, was *current) (*prepared, error) {
 		return next, &ReloadError{Cause: causeDenyAll, Err: errors.New("no policy and no role is left, so every request would be denied")}
 	}
 	if err := s.prepareCerts(f, next); err != nil {
+		return next, &ReloadError{Cause: causeInvalid, Err: err}
+	}
+	if next.rules, err = detectRules(f); err != nil {
 		return next, &ReloadError{Cause: causeInvalid, Err: err}
 	}
 	if next.sinks, err = s.desk.build(ctx, f); err != nil {
@@ -308,82 +313,6 @@ func (s *Server) loadKeys(ctx context.Context, was, is *parts) (warnings []strin
 	return warnings
 }
 
-// givenUp lists what protected something before and does not any more. The
-// file says so plainly, so it is done; but nobody should find out by chance.
-func givenUp(was, is *config.File) (warnings []string) {
-	say := func(route, text string) { warnings = append(warnings, "route "+route+": "+text) }
-	for i := range was.Routes {
-		a := &was.Routes[i]
-		at := slices.IndexFunc(is.Routes, func(r config.Route) bool { return r.Name == a.Name })
-		if at < 0 {
-			say(a.Name, "it is gone")
-			continue
-		}
-		b := &is.Routes[at]
-		switch {
-		case !a.Public && b.Public:
-			say(a.Name, "it is public now; nobody is asked who they are")
-		case len(a.Scopes) > 0 && len(b.Scopes) == 0:
-			say(a.Name, "it demands no scopes any more")
-		}
-		if len(a.Audiences) > 0 && len(b.Audiences) == 0 {
-			say(a.Name, "it takes all audiences of its issuers")
-		}
-		if len(a.ACR) > 0 && len(b.ACR) == 0 || a.MaxAge > 0 && b.MaxAge == 0 || a.TokenMaxAge > 0 && b.TokenMaxAge == 0 {
-			say(a.Name, "it demands less of the login or of the age of tokens")
-		}
-		if demandsBinding(a) && !demandsBinding(b) {
-			say(a.Name, "it takes tokens that are bound to nothing")
-		}
-		if a.DPoPNonce && !b.DPoPNonce {
-			say(a.Name, "proofs need no nonce any more")
-		}
-		if a.OneTime && !b.OneTime {
-			say(a.Name, "a token can be used more than once")
-		}
-		if !a.PassCredential && b.PassCredential {
-			say(a.Name, "it sends the caller's credentials on to the upstream")
-		}
-		if signedFor(was, a) && !signedFor(is, b) {
-			say(a.Name, "its upstream gets no signed identity any more")
-		}
-		if len(a.Limits) > 0 && len(b.Limits) == 0 {
-			say(a.Name, "it has no limits any more")
-		}
-		if a.Audit.OnFailure == config.OnFailureRefuse && b.Audit.OnFailure == config.OnFailureAllow {
-			say(a.Name, "it answers even if the book cannot take the record")
-		}
-		if a.Audit.Intent == config.IntentAll && b.Audit.Intent != config.IntentAll {
-			say(a.Name, "not every request is noted before the upstream is called")
-		}
-	}
-	return append(warnings, lessClientAuth(was, is)...)
-}
-
-// lessClientAuth lists the listeners that ask clients for less than before.
-func lessClientAuth(was, is *config.File) (warnings []string) {
-	rank := []string{"", config.ClientAuthOff, config.ClientAuthOptional, config.ClientAuthRequired}
-	for i := range was.Listen {
-		a := &was.Listen[i]
-		at := slices.IndexFunc(is.Listen, func(l config.Listener) bool { return l.Name == a.Name })
-		if at < 0 || a.TLS == nil || is.Listen[at].TLS == nil {
-			continue
-		}
-		b := &is.Listen[at]
-		if slices.Index(rank, b.TLS.ClientAuth) < slices.Index(rank, a.TLS.ClientAuth) {
-			warnings = append(warnings, "listener "+a.Name+": client_auth is "+b.TLS.ClientAuth+" now, and was "+a.TLS.ClientAuth)
-		}
-		if a.TLS.CRL != "" && b.TLS.CRL == "" && b.TLS.ClientCA != "" {
-			warnings = append(warnings, "listener "+a.Name+": revoked client certificates are taken, since there is no crl any more")
-		}
-	}
-	return warnings
-}
-
-func demandsBinding(r *config.Route) bool {
-	return r.DPoP == config.BoundRequired || r.CertBound == config.BoundRequired
-}
-
 // adopt makes the change: what comes from now on meets the new configuration,
 // what is under way ends with the old one.
 func (s *Server) adopt(was *current, next *prepared) error {
@@ -399,6 +328,7 @@ func (s *Server) adopt(was *current, next *prepared) error {
 	for _, do := range next.adopt {
 		do()
 	}
+	s.detect.adopt(next.rules)
 	if err := s.desk.adopt(s.work.ctx, next.sinks); err != nil {
 		return err
 	}

@@ -38,6 +38,7 @@ type Server struct {
 	guards *guards   // over tokens
 	keys   *authn.APIKeys
 	desk   *delivery // to sinks
+	detect *detection
 	gate   *gate.Gate
 	admin  *admin.API
 	table  *connTable // connections of all lines
@@ -104,6 +105,9 @@ func New(ctx context.Context, f *config.File, log *slog.Logger) (_ *Server, err 
 	if err != nil {
 		return nil, err
 	}
+	if s.detect, err = openDetection(ctx, f, s.book, s.state, log); err != nil {
+		return nil, stateError(f, err)
+	}
 	if s.desk, err = openDelivery(ctx, f, s.book, s.state, log); err != nil {
 		return nil, stateError(f, err)
 	}
@@ -139,7 +143,7 @@ func (s *Server) listen(f *config.File) (err error) {
 		s.remote = r
 	}
 	if f.Health.Address != "" {
-		h, err := newHealthLine(f.Health.Address, s.Ready, s.gauges(), slices.Concat(s.counters(), s.authnCounters(), s.desk.counters()))
+		h, err := newHealthLine(f.Health.Address, s.Ready, s.gauges(), slices.Concat(s.counters(), s.authnCounters(), s.desk.counters(), s.detect.counters()))
 		if err != nil {
 			return fmt.Errorf("health: %w", err)
 		}
@@ -179,7 +183,7 @@ func (s *Server) notes() (out []string) {
 	for _, c := range s.certs() {
 		out = append(out, c.notes(time.Now())...)
 	}
-	return append(out, s.desk.notes()...)
+	return slices.Concat(out, s.desk.notes(), s.detect.notes())
 }
 
 func (s *Server) gauges() []obs.Gauge {
@@ -272,6 +276,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	w.start("API keys", s.keys.Run)
 	w.start("alerts", s.gate.RunAlerts)
+	w.start("detection", s.detect.run)
 	s.desk.start(w)
 	s.startParts(s.now.Load().parts)
 	for name, c := range s.certs() {

@@ -79,6 +79,7 @@ func (d *delivery) declareFirst(ctx context.Context) bool {
 		d.mu.Unlock()
 		err := d.declare(ctx, nil, now)
 		if err == nil {
+			d.keepPlaces(ctx, nil, now)
 			return true
 		}
 		d.log.Error("nothing is delivered until the sinks are recorded", "err", err)
@@ -234,20 +235,27 @@ func (s *liveSink) leaving() (out []string) {
 // adopt puts sinks in force. What they are not any more goes on to the end of
 // what is under way.
 func (d *delivery) adopt(ctx context.Context, next map[string]*liveSink) error {
-	for name, s := range next {
-		if !s.moved {
+	d.mu.Lock()
+	was := d.now
+	d.now = next
+	d.mu.Unlock()
+	d.keepPlaces(ctx, was, next)
+	return d.engine.Set(configsOf(next))
+}
+
+// keepPlaces keeps where sinks are that were elsewhere before.
+func (d *delivery) keepPlaces(ctx context.Context, was, sinks map[string]*liveSink) {
+	for name, s := range sinks {
+		if !s.moved || was[name] == s {
 			continue
 		}
+		d.log.Warn("a sink is elsewhere than before; what was delivered before is not sent again, gatebook sink replay does", "sink", name)
 		kept := *s.kept
 		kept.Target = sinkTarget(&s.conf)
 		if err := kept.put(ctx, d.store, name); err != nil {
 			d.log.Error("where a sink is now could not be kept; the next start will say again that it has moved", "sink", name, "err", err)
 		}
 	}
-	d.mu.Lock()
-	d.now = next
-	d.mu.Unlock()
-	return d.engine.Set(configsOf(next))
 }
 
 // warnings say what of sinks nobody should find out by chance.

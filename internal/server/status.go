@@ -11,6 +11,7 @@ import (
 	"github.com/gatebook/gatebook/internal/book"
 	"github.com/gatebook/gatebook/internal/config"
 	"github.com/gatebook/gatebook/internal/desk/admin"
+	"github.com/gatebook/gatebook/internal/desk/detect"
 )
 
 // Status is what the server says of itself and its book. Nothing in it is
@@ -34,6 +35,7 @@ type Status struct {
 	Issuers       []IssuerStatus     `json:"issuers"`
 	Upstreams     []UpstreamStatus   `json:"upstreams"`
 	Sinks         []admin.SinkStatus `json:"sinks"`
+	Detection     detect.Status      `json:"detection"`
 }
 
 // ListenerStatus is one listener.
@@ -89,7 +91,7 @@ func (s *Server) Status() *Status {
 		Status: s.book.Status(), Version: book.Version(), Node: now.file.Node,
 		Snapshot: now.parts.snapshot.ID(), PolicySet: now.parts.engine.SetHash(), LoadedAt: now.since.UTC(), LastReload: s.last.Load(),
 		Ready: true, CheckpointAge: -1, FreeBytes: free(string(now.file.Data)), Book: s.book.Health(), State: s.stateStatus(now.file), Connections: s.table.open(),
-		Listeners: s.listenerStatus(now.file), Issuers: now.parts.issuerStatus(), Upstreams: now.parts.poolStatus(), Sinks: s.desk.statuses(),
+		Listeners: s.listenerStatus(now.file), Issuers: now.parts.issuerStatus(), Upstreams: now.parts.poolStatus(), Sinks: s.desk.statuses(), Detection: s.detect.status(),
 	}
 	if err := s.Ready(); err != nil {
 		out.Ready, out.NotReady = false, err.Error()
