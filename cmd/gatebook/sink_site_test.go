@@ -95,17 +95,23 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 
 // idsOf reads the records of a webhook's request by their ids.
 func idsOf(q *http.Request) (map[string]string, error) {
-	var in struct{ Data []json.RawMessage }
+	var in struct {
+		Data struct {
+			Records []struct {
+				ID     string
+				Record json.RawMessage
+			}
+		}
+	}
 	if err := json.NewDecoder(q.Body).Decode(&in); err != nil {
 		return nil, err
 	}
 	ids := map[string]string{}
-	for _, r := range in.Data {
-		m := eventID.FindSubmatch(r)
-		if m == nil {
-			return nil, fmt.Errorf("no event id in %s", r)
+	for _, r := range in.Data.Records {
+		if m := eventID.FindSubmatch(r.Record); m == nil || string(m[1]) != r.ID {
+			return nil, fmt.Errorf("the record %s has another id: %s", r.ID, r.Record)
 		}
-		ids[string(m[1])] = string(r)
+		ids[r.ID] = string(r.Record)
 	}
 	return ids, nil
 }

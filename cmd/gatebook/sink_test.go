@@ -228,7 +228,7 @@ func TestSinkReload(t *testing.T) {
 
 	// Another type under the same name is refused, also by a start.
 	s.withSinks("{name: hook, type: file, path: out.jsonl}")
-	s.command(1, "reload")
+	s.command(2, "reload")
 	if !strings.Contains(s.said, "it was of the type webhook") {
 		t.Errorf("reload says %s", s.said)
 	}
