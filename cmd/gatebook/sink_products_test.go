@@ -21,15 +21,15 @@ func TestSinkProducts(t *testing.T) {
 	collector := httptest.NewServer(splunk)
 	t.Cleanup(collector.Close)
 	search := bulkd.Start(t, bulkd.Config{Principals: []bulkd.Principal{
-		{Name: "ship", APIKey: "ship:secret", Cluster: []string{"monitor"}, Indices: []bulkd.Grant{{Names: []string{"logs-gatebook-default"}, Privileges: []string{"auto_configure", "create_doc"}}}},
-		{Name: "setup", APIKey: "setup:secret", Cluster: []string{"monitor", "manage_index_templates", "manage_ilm", "manage_pipeline"}, Indices: []bulkd.Grant{{Names: []string{"logs-gatebook-default"}, Privileges: []string{"manage", "create_doc"}}}},
+		{Name: "ship", APIKey: "ship:secret", Cluster: []string{"monitor"}, Indices: []bulkd.Grant{{Names: []string{"logs-gatebook.audit-default"}, Privileges: []string{"auto_configure", "create_doc"}}}},
+		{Name: "setup", APIKey: "setup:secret", Cluster: []string{"monitor", "manage_index_templates", "manage_ilm", "manage_pipeline"}, Indices: []bulkd.Grant{{Names: []string{"logs-gatebook.audit-default"}, Privileges: []string{"manage", "create_doc"}}}},
 	}})
 	s.write("hec.token", "hec-token\n")
 	s.write("ship.key", "ship:secret\n")
 	s.withSinks(
 		fmt.Sprintf("{name: siem, type: splunk_hec, url: %q, token: {file: hec.token}, ack: true, index: audit}", collector.URL),
 		fmt.Sprintf("{name: search, type: elasticsearch, url: %q, token: {file: ship.key}}", search.URL))
-	stream, err := sinks.NewElastic(sinks.ElasticSettings{Settings: sinks.Settings{URL: search.URL}, Stream: "logs-gatebook-default"})
+	stream, err := sinks.NewElastic(sinks.ElasticSettings{Settings: sinks.Settings{URL: search.URL}, Stream: "logs-gatebook.audit-default"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +46,7 @@ func TestSinkProducts(t *testing.T) {
 	}
 	book := s.inBook()
 	delivered(t, book, byIndex(t, splunk.Copies()), siem.Cursor)
-	delivered(t, book, byIndex(t, search.Held("logs-gatebook-default")), elastic.Cursor)
+	delivered(t, book, byIndex(t, search.Held("logs-gatebook.audit-default")), elastic.Cursor)
 	for _, e := range splunk.Indexed()[:1] {
 		if e.Index != "audit" || e.Sourcetype != "gatebook:ecs" || !strings.Contains(string(e.Event), `"@timestamp"`) {
 			t.Errorf("event %+v", e)

@@ -321,7 +321,7 @@ func TestSchemaPatterns(t *testing.T) {
 		"zone":           {"UTC", "Europe/Berlin"},
 		"personal":       {"sub", "body_sha256", "headers.accept-language", "claims.https://example.com/dept"},
 		"sinkname":       {"main", "_audit", "gate-1_x"},
-		"datastream":     {"logs-gatebook-default"},
+		"datastream":     {"logs-gatebook.audit-default"},
 		"tag":            {"env:prod", "team:a/b-c.d"},
 		"clientid":       {"shop", "s6BhdRkqt3", "{x}"},
 	}

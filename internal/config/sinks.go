@@ -54,7 +54,7 @@ type Sink struct {
 	Index   string    `key:"index" form:"sinkname" doc:"Index of splunk_hec. Default: that of the token."`
 	Source  string    `key:"source" form:"text" doc:"Source of splunk_hec, and of datadog (ddsource). Default: gatebook."`
 	SrcType string    `key:"sourcetype" form:"text" doc:"Source type of splunk_hec. Default: gatebook:PROJECT, such as gatebook:ecs."`
-	Stream  string    `key:"data_stream" form:"datastream" doc:"Data stream of elasticsearch and opensearch. Default: logs-gatebook-default."`
+	Stream  string    `key:"data_stream" form:"datastream" doc:"Data stream of elasticsearch and opensearch. Default: logs-gatebook.audit-default."`
 	Site    string    `key:"site" form:"host" doc:"Site of datadog, such as datadoghq.eu."`
 	Service string    `key:"service" form:"text" doc:"Service of datadog. Default: gatebook."`
 	Tags    []string  `key:"tags" form:"tag" doc:"Tags of datadog, such as env:prod."`
@@ -128,7 +128,7 @@ func (f *File) setSinkDefaults() {
 			s.Gzip = ""
 		}
 		if s.Stream == "" && (s.Type == SinkElastic || s.Type == SinkOpenSearch) {
-			s.Stream = "logs-gatebook-default"
+			s.Stream = "logs-gatebook.audit-default"
 		}
 		if s.Source == "" && (s.Type == SinkSplunk || s.Type == SinkDatadog) {
 			s.Source = "gatebook"
@@ -327,7 +327,7 @@ func checkSinkName(s string) (string, string) {
 func checkDataStream(s string) (string, string) {
 	parts := strings.Split(s, "-")
 	if len(s) > 255 || len(parts) != 3 || slices.Contains(parts, "") || !only(s, lower, "._-") {
-		return "not a data stream: " + quote(s), "write TYPE-DATASET-NAMESPACE in lower case, such as logs-gatebook-default"
+		return "not a data stream: " + quote(s), "write TYPE-DATASET-NAMESPACE in lower case, such as logs-gatebook.audit-default"
 	}
 	return "", ""
 }

@@ -57,7 +57,7 @@ func TestSinkDefaults(t *testing.T) {
 `)
 	for i, want := range []struct{ project, gzip, stream, source, sourcetype, service string }{
 		{"ecs", "gzip", "", "gatebook", "gatebook:ecs", ""},
-		{"ecs", "gzip", "logs-gatebook-default", "", "", ""},
+		{"ecs", "gzip", "logs-gatebook.audit-default", "", "", ""},
 		{"ecs", "gzip", "logs-x-y", "", "", ""},
 		{"native", "gzip", "", "gatebook", "", "gatebook"},
 		{"native", "", "", "", "", ""},
