@@ -10,6 +10,7 @@ export GOTOOLCHAIN ?= local
 PACKAGES := ./...
 INTEROP  := $(dir $(wildcard interop/*/go.mod))
 NPM      := $(wildcard interop/*/package.json)
+PYTHON   := $(wildcard interop/*/requirements.txt)
 
 .PHONY: demo build test test-main interop fips lint vuln soak fuzz bench deps package clean
 
@@ -35,8 +36,10 @@ deps:
 	command -v groff >/dev/null || need="$$need groff-base"; \
 	command -v slowhttptest >/dev/null || need="$$need slowhttptest"; \
 	command -v valkey-server >/dev/null || command -v redis-server >/dev/null || need="$$need redis-server"; \
+	ls /usr/lib/*/rsyslog/omelasticsearch.so >/dev/null 2>&1 || need="$$need rsyslog rsyslog-elasticsearch"; \
 	command -v node >/dev/null || need="$$need nodejs"; \
 	command -v npm >/dev/null || need="$$need npm"; \
+	python3 -c 'import ensurepip, venv' 2>/dev/null || need="$$need python3-venv"; \
 	[ -e /etc/ssl/certs/ca-certificates.crt ] || need="$$need ca-certificates"; \
 	[ -e /usr/lib/nginx/modules/ngx_http_lua_module.so ] || need="$$need nginx-light libnginx-mod-http-lua"; \
 	for p in haproxy:haproxy apache2:apache2-bin caddy:caddy; do \
@@ -56,6 +59,11 @@ deps:
 		[ -e $$d/node_modules/.installed ] && cmp -s $$d/package-lock.json $$d/node_modules/.installed && continue; \
 		echo "npm ci: $$d"; \
 		(cd $$d && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && cp package-lock.json node_modules/.installed); \
+	done
+	@for f in $(PYTHON); do d=$${f%/*}; \
+		[ -e $$d/venv/.installed ] && cmp -s $$f $$d/venv/.installed && continue; \
+		echo "pip install: $$d"; \
+		(cd $$d && python3 -m venv --clear venv && venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.txt && cp requirements.txt venv/.installed); \
 	done
 
 lint:

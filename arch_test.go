@@ -28,12 +28,13 @@ var mayImport = map[string]struct {
 	"internal/reason":         {nil, "the closed list of reasons is for everybody, so it depends on nobody"},
 	"internal/config":         {nil, "the file's form does not know who reads it; server translates"},
 	"internal/obs":            {nil, "it says what it is told and knows nothing of the domain"},
+	"internal/pace":           {nil, "it gives way and does not know to whom"},
 	"internal/kv":             {nil, "it keeps entries and does not know what they are"},
 	"internal/book/record":    {nil, "a record can be read without the rest"},
 	"internal/book/store":     {nil, "files, and nothing about what is in them"},
 	"internal/book/keys":      {nil, "keys can be reasoned about alone"},
 	"internal/book/redact":    {s("internal/book/record"), "it works on records and on nothing else"},
-	"internal/book/ledger":    {s("internal/book/store"), "it holds opaque bytes and can be audited alone: never record, never keys"},
+	"internal/book/ledger":    {s("internal/book/store", "internal/pace"), "it holds opaque bytes and can be audited alone: never record, never keys"},
 	"internal/book":           {s("internal/book/keys", "internal/book/ledger", "internal/book/record", "internal/book/redact", "internal/book/store"), "it joins them; it knows neither gate nor desk"},
 	"internal/gate/canon":     {nil, "the canonical request is the ground that the gate stands on"},
 	"internal/gate/authn":     {s("internal/gate/canon", "internal/kv", "internal/reason"), "children of gate do not know one another, nor the book"},
@@ -45,13 +46,19 @@ var mayImport = map[string]struct {
 	"internal/desk/query":     {s("internal/book", "internal/book/record"), "readers read through book, the one place that opens sealed records"},
 	"internal/desk/evidence":  {s("internal/book", "internal/book/ledger"), "readers read through book; proofs are checked with the ledger's arithmetic"},
 	"internal/desk/admin":     {s("internal/book", "internal/book/ledger", "internal/book/record", "internal/desk/evidence", "internal/desk/query"), "it calls the other readers"},
-	"internal/server":         {s("*"), "the composition root sees everything and contains wiring only"},
-	"internal/cli":            {s("internal/server", "internal/config", "internal/gate/authz", "internal/book/ledger", "internal/desk/admin", "internal/desk/evidence", "internal/desk/query", "internal/demo", "internal/obs"), "commands ask the server or open the book through it"},
-	"internal/demo":           {s("internal/server", "internal/config", "internal/book/ledger", "internal/desk/evidence", "internal/desk/query", "internal/obs"), "the demo uses the product the way a user does; only the demo command reaches it"},
-	"cmd/gatebook":            {s("internal/cli"), "main parses nothing and decides nothing"},
-	"packaging":               {nil, "tests of what is handed out"},
-	"packaging/oci":           {nil, "it makes an image of files and knows nothing of the product"},
-	"internal/testenv/*":      {s("*"), "fakes for tests"},
+
+	"internal/desk/deliver":         {s("internal/book", "internal/book/record", "internal/kv", "internal/pace"), "the book is the queue; a sink is whoever implements Sink"},
+	"internal/desk/deliver/project": {s("internal/book", "internal/book/record", "internal/desk/deliver"), "records in the words of others; what leaves is decided here"},
+	"internal/desk/deliver/sinks":   {s("internal/book", "internal/book/record", "internal/desk/deliver", "internal/pace"), "sinks speak protocols and do not know the engine"},
+	"internal/desk/detect":          {s("internal/book", "internal/book/record", "internal/desk/query", "internal/pace"), "it reads through book and asks in the language of search; its store is handed to it"},
+
+	"internal/server":    {s("*"), "the composition root sees everything and contains wiring only"},
+	"internal/cli":       {s("internal/server", "internal/config", "internal/gate/authz", "internal/book/ledger", "internal/desk/admin", "internal/desk/evidence", "internal/desk/query", "internal/demo", "internal/obs"), "commands ask the server or open the book through it"},
+	"internal/demo":      {s("internal/server", "internal/config", "internal/book/ledger", "internal/desk/evidence", "internal/desk/query", "internal/obs"), "the demo uses the product the way a user does; only the demo command reaches it"},
+	"cmd/gatebook":       {s("internal/cli"), "main parses nothing and decides nothing"},
+	"packaging":          {nil, "tests of what is handed out"},
+	"packaging/oci":      {nil, "it makes an image of files and knows nothing of the product"},
+	"internal/testenv/*": {s("*"), "fakes for tests"},
 }
 
 // testsOnly may be imported from _test.go files alone.
@@ -67,7 +74,7 @@ var owners = map[string][]string{
 	"github.com/expr-lang/expr":           s("internal/desk/query"),
 	"github.com/redis/go-redis":           s("internal/kv"),
 	"go.etcd.io/bbolt":                    s("internal/book/keys", "internal/kv"),
-	"github.com/klauspost/compress":       s("internal/book/ledger"),
+	"github.com/klauspost/compress":       s("internal/book/ledger", "internal/desk/deliver/sinks"),
 	"golang.org/x/mod/sumdb/tlog":         s("internal/book/ledger", "internal/desk/evidence"),
 	"golang.org/x/mod/sumdb/note":         s("internal/book/ledger", "internal/desk/evidence"),
 	"golang.org/x/sys":                    s("internal/book", "internal/book/keys", "internal/book/store", "internal/desk/admin", "internal/demo", "internal/cli", "internal/server"),
@@ -295,7 +302,7 @@ func TestOfTheProject(t *testing.T) {
 			return err
 		}
 		if d.IsDir() {
-			if d.Name() == ".git" || d.Name() == "testdata" || d.Name() == "node_modules" || path == "bin" || path == "dist" {
+			if d.Name() == ".git" || d.Name() == "testdata" || d.Name() == "node_modules" || d.Name() == "venv" || path == "bin" || path == "dist" {
 				return fs.SkipDir // what was built holds the words of others
 			}
 			return nil

@@ -25,6 +25,10 @@ type Entry struct {
 	Sealed error
 }
 
+// Erased reports whether the personal part is not there because its subject's
+// key was destroyed: it will never be there again. Any other Sealed is trouble.
+func (e *Entry) Erased() bool { return errors.Is(e.Sealed, keys.ErrKeyDestroyed) }
+
 // Reader reads the book as it was at one moment. It belongs to one goroutine
 // and must be closed.
 type Reader struct {
@@ -118,6 +122,33 @@ func (r *Reader) Checkpoint() []byte {
 	return b
 }
 
+// Signed returns the origin of the log and the size that the newest signed
+// checkpoint covers.
+func (r *Reader) Signed() (origin string, size uint64) {
+	_, t := r.view.Checkpoint()
+	return t.Origin, t.Size
+}
+
+// Signed returns the origin of the log and the size that its newest signed
+// checkpoint covers, at hardly any cost.
+func (b *Book) Signed() (origin string, size uint64) {
+	size, err := ledger.CheckpointSize(b.ledger.Checkpoint())
+	if err != nil {
+		size = 0 // not to be believed, so nothing is covered
+	}
+	return b.ledger.Origin(), size
+}
+
+// Forward hands out the records [from, to) in order as Each does, one at a time
+// from the disk: a reader that stops in the middle of a segment for long holds
+// little. Records before a damaged one may be handed out before the error.
+func (r *Reader) Forward(from, to uint64, reveal bool, fn func(*Entry) error) error {
+	if reveal {
+		return r.Each(from, to, true, fn)
+	}
+	return r.decoding(func(give func(uint64, []byte) error) error { return r.view.Stream(from, to, give) }, fn)
+}
+
 // Each hands out the records [from, to) in order; reveal opens personal parts.
 // An error from fn ends the reading and is returned.
 func (r *Reader) Each(from, to uint64, reveal bool, fn func(*Entry) error) error {
@@ -140,8 +171,13 @@ func (r *Reader) Each(from, to uint64, reveal bool, fn func(*Entry) error) error
 
 // frames hands out records without opening any personal part.
 func (r *Reader) frames(from, to uint64, codec ledger.Codec, fn func(*Entry) error) error {
+	return r.decoding(func(give func(uint64, []byte) error) error { return r.view.Frames(from, to, codec, give) }, fn)
+}
+
+// decoding hands out the records whose frames read gives.
+func (r *Reader) decoding(read func(give func(uint64, []byte) error) error, fn func(*Entry) error) error {
 	var rec record.Record
-	return r.view.Frames(from, to, codec, func(index uint64, frame []byte) error {
+	return read(func(index uint64, frame []byte) error {
 		rec = record.Record{}
 		if err := record.Decode(frame, nil, &rec); err != nil {
 			return fmt.Errorf("record %d: %w", index, err)

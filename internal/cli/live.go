@@ -154,6 +154,13 @@ func (a *app) printStatus(s *server.Status) {
 			row("upstream", "%s %s: %d in flight, %d sent, %d failed%s", u.Name, t.Target, t.InFlight, t.Total, t.Failures, state)
 		}
 	}
+	for i := range s.Sinks {
+		k := &s.Sinks[i]
+		row("sink", "%s %s %s: %s, %s behind%s", k.Name, k.Type, k.Grade, sinkState(k), records(k.Lag), oldest(k.Oldest))
+		for _, why := range k.Alarms {
+			row("", "%s", why)
+		}
+	}
 	if s.Floods > 0 || s.Folded > 0 {
 		row("floods", "%d under way, %d refusals counted instead of written", s.Floods, s.Folded)
 	}

@@ -180,6 +180,9 @@ func (a *app) check(silent bool) error {
 	if _, err := server.BuildShadow(f); err != nil {
 		return &usageError{err}
 	}
+	if err := server.CheckDetect(f); err != nil {
+		return err
+	}
 	if err := server.CheckPoints(f); err != nil {
 		return &usageError{err}
 	}

@@ -124,6 +124,14 @@ func (f *File) Sources() []string {
 	if f.Policies != nil {
 		names = append(names, pathsIn(reflect.ValueOf(f.Policies))...)
 	}
+	for i := range f.Sinks {
+		s := f.Sinks[i]
+		s.Path = "" // it is written
+		names = append(names, pathsIn(reflect.ValueOf(&s))...)
+	}
+	if f.Detect.Webhook != nil {
+		names = append(names, pathsIn(reflect.ValueOf(f.Detect.Webhook))...)
+	}
 	return names
 }
 

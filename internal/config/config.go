@@ -75,6 +75,7 @@ func (f *File) setDefaults() {
 		}
 	}
 	f.setIdentityDefaults()
+	f.setSinkDefaults()
 	var serving []string
 	for i := range f.Listen {
 		if l := &f.Listen[i]; !l.RedirectToHTTPS && l.Name != "" {

@@ -29,6 +29,7 @@ func Check(f *File) *Problems {
 	c.policies()
 	c.secrets()
 	c.sessions()
+	c.sinks()
 	return c.problems()
 }
 
@@ -133,27 +134,35 @@ func (c *checker) certificates() {
 }
 
 func (c *checker) certificate(path string, cert Certificate) {
+	if leaf := c.pair(path, cert); leaf != nil && len(leaf.DNSNames) == 0 && len(leaf.IPAddresses) == 0 {
+		c.blame(path+".cert", cert.Cert, "the certificate names no host (no subject alternative names)", "clients will refuse it; issue one with them")
+	}
+}
+
+// pair reads a certificate with its key; nil if something was wrong with them.
+func (c *checker) pair(path string, cert Certificate) *x509.Certificate {
 	certPEM, certOK := c.read(path+".cert", cert.Cert)
 	keyPEM, keyOK := c.read(path+".key", cert.Key)
 	if keyOK {
 		c.private(path+".key", cert.Key)
 	}
 	if !certOK || !keyOK {
-		return
+		return nil
 	}
 	pair, err := tls.X509KeyPair(certPEM, keyPEM)
 	if err != nil {
 		c.blame(path+".cert", cert.Cert, "not a certificate with its key ("+strings.TrimPrefix(err.Error(), "tls: ")+")", "both are PEM files; the chain begins with the certificate of this key")
-		return
+		return nil
 	}
 	switch leaf := pair.Leaf; {
 	case c.now.After(leaf.NotAfter):
 		c.blame(path+".cert", cert.Cert, "the certificate expired on "+leaf.NotAfter.UTC().Format(time.RFC3339), "renew it")
 	case c.now.Before(leaf.NotBefore):
 		c.blame(path+".cert", cert.Cert, "the certificate is not valid before "+leaf.NotBefore.UTC().Format(time.RFC3339), "check the clock of this machine")
-	case len(leaf.DNSNames) == 0 && len(leaf.IPAddresses) == 0:
-		c.blame(path+".cert", cert.Cert, "the certificate names no host (no subject alternative names)", "clients will refuse it; issue one with them")
+	default:
+		return leaf
 	}
+	return nil
 }
 
 // private reports a secret that others may read. Reading by the group is left

@@ -42,7 +42,7 @@ type File struct {
 	Redact       Redact              `key:"redact" doc:"What records keep beyond the fixed allow-list."`
 	Classes      map[string]Class    `key:"classes" names:"name" later:"retention of records by class" doc:"How long records are kept, by class."`
 	Detect       Detect              `key:"detect" doc:"What is done about callers who fail again and again, and when it is an alert."`
-	Sinks        Later               `key:"sinks" later:"delivery of records to outside systems" doc:"Outside systems that receive records."`
+	Sinks        []Sink              `key:"sinks" doc:"Outside systems that receive every record, at least once each. A sink that is away holds up nothing; what it lacks stays in the book and is sent when it is back."`
 	Reload       Reload              `key:"reload" doc:"When the file is read again besides SIGHUP and gatebook reload. Certificates are always read again when they change."`
 	RequestID    RequestID           `key:"request_id" doc:"Request ids made by others."`
 	DPoP         DPoP                `key:"dpop" doc:"How proofs of possession (DPoP, RFC 9449) are judged on routes with dpop."`
@@ -433,6 +433,9 @@ type Detect struct {
 	Window       Duration     `key:"window" default:"1m" min:"1s" max:"1h" doc:"Of one kind, by one address prefix or person, there is at most one alert in this time."`
 	FailedLogins FailedLogins `key:"failed_logins" doc:"When callers whose credentials fail are answered 429 before anything is checked. Whose credential was found good before is not."`
 	Verifiers    int          `key:"verifiers" default:"0" min:"0" max:"1024" doc:"Signatures of tokens and proofs that are checked at a time, of all issuers; more wait, at most five seconds, and are then answered 503. 0: as many as there are processors. Only a restart can change it."`
+	Off          []string     `key:"off" enum:"credential_stuffing guessed_credential privilege_probing scraping token_replay" doc:"Built-in rules of detection that are off."`
+	Rules        []DetectRule `key:"rules" doc:"Rules of detection beside the built-in ones."`
+	Webhook      *AlertHook   `key:"webhook" doc:"Where every alert, the gate's too, is sent by itself, whatever the sinks are. It is among the sinks under the name alerts."`
 	Alerts       Alerts       `key:"alerts" doc:"How many events in a window make an alert, by its name in the OWASP Application Logging Vocabulary; 0: never."`
 }
 

@@ -46,6 +46,26 @@ func forms(name string) form {
 		return form{`^https?://`, checkIssuer}
 	case "jwksurl":
 		return form{`^https?://`, checkKeySetURL}
+	case "sinkurl":
+		return form{`^https?://[^?#]+$`, checkSinkURL}
+	case "personal":
+		return form{`^[a-z][a-z0-9_]*$|^(headers|claims)\..+$`, checkPersonalField}
+	case "rule":
+		return form{`^[a-z][a-z0-9_]{0,47}$`, checkRuleName}
+	case "fieldpath":
+		return form{`^[a-z0-9_.]{1,64}$`, checkFieldPath}
+	case "expression":
+		return form{"", checkExpression}
+	case "clock":
+		return form{`^[0-2][0-9]:[0-5][0-9]$`, checkClock}
+	case "zone":
+		return form{"", checkZone}
+	case "sinkname":
+		return form{`^[a-z0-9_][a-z0-9_-]*$`, checkSinkName}
+	case "datastream":
+		return form{`^[a-z0-9._]+-[a-z0-9._]+-[a-z0-9._]+$`, checkDataStream}
+	case "tag":
+		return form{`^[A-Za-z][A-Za-z0-9_:./-]*$`, checkTag}
 	case "target":
 		return form{`^https?://[^/?#]+/?$`, checkTarget}
 	case "file":

@@ -313,6 +313,16 @@ func TestSchemaPatterns(t *testing.T) {
 		"holder":         {"cn:Ada Lovelace", "dns:ops.example.com", "email:ada@example.com", "uri:spiffe://x/y", "role:corp:auditor", "sub:corp:a:b"},
 		"trustdomain":    {"example.org", "prod_1.example-2.org"},
 		"identityheader": {"X-Gatebook-Identity", "x-id"},
+		"sinkurl":        {"https://siem.example.com:8088", "http://10.0.0.7:9200/prefix"},
+		"rule":           {"odd_hours", "a1"},
+		"fieldpath":      {"subject", "client.prefix", "tls.ja4"},
+		"expression":     {`status >= 400 && subject != "none"`},
+		"clock":          {"07:00", "24:00"},
+		"zone":           {"UTC", "Europe/Berlin"},
+		"personal":       {"sub", "body_sha256", "headers.accept-language", "claims.https://example.com/dept"},
+		"sinkname":       {"main", "_audit", "gate-1_x"},
+		"datastream":     {"logs-gatebook.audit-default"},
+		"tag":            {"env:prod", "team:a/b-c.d"},
 		"clientid":       {"shop", "s6BhdRkqt3", "{x}"},
 	}
 	used := map[string]bool{}

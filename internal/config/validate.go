@@ -45,6 +45,8 @@ func (d *decoder) validate(f *File) {
 	d.checkRedact(f)
 	d.checkAdmin(f)
 	d.checkShared(f)
+	d.checkSinks(f)
+	d.checkDetect(f)
 	for _, name := range slices.Sorted(maps.Keys(f.Classes)) {
 		if c := f.Classes[name]; c.Max > 0 && c.Min > c.Max {
 			path := "classes." + name
@@ -59,10 +61,15 @@ func (d *decoder) checkKeys(f *File) {
 	if f.Data == "" || f.Keys.Wrapper.File == "" {
 		return
 	}
-	data, keys := filepath.Clean(string(f.Data)), filepath.Clean(string(f.Keys.Wrapper.File))
-	if keys == data || strings.HasPrefix(keys, strings.TrimSuffix(data, "/")+"/") {
+	if inside(string(f.Keys.Wrapper.File), string(f.Data)) {
 		d.report(d.where("keys.wrapper.file"), "keys.wrapper.file", "the keys are inside the data directory", "keep them apart: who copies the data must not get the keys")
 	}
+}
+
+// inside tells whether a file is a directory or below it.
+func inside(name, dir string) bool {
+	name, dir = filepath.Clean(name), filepath.Clean(dir)
+	return name == dir || strings.HasPrefix(name, strings.TrimSuffix(dir, "/")+"/")
 }
 
 func (d *decoder) checkListeners(f *File) {

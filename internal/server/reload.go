@@ -171,6 +171,11 @@ func (s *Server) reload(ctx context.Context, who *admin.Caller) (*Reloaded, erro
 	if err == nil {
 		err = s.noteReload(ctx, who, was, next, nil)
 	}
+	if err == nil {
+		if err = s.desk.declare(ctx, who, next.sinks); err != nil {
+			err = &ReloadError{Cause: causeUnrecorded, Err: err}
+		}
+	}
 	if err != nil {
 		s.refused(ctx, who, was, next, err)
 		return nil, err
@@ -206,6 +211,10 @@ func (s *Server) adopt(was *current, next *prepared) error {
 	}
 	for _, do := range next.adopt {
 		do()
+	}
+	s.detect.adopt(next.rules)
+	if err := s.desk.adopt(s.work.ctx, next.sinks); err != nil {
+		return err
 	}
 	if k := next.parts.identity; k != nil {
 		k.SetRotation(next.file.Identity.Rotate.Std())

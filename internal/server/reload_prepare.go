@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/gatebook/gatebook/internal/config"
+	"github.com/gatebook/gatebook/internal/desk/detect"
 
 	"github.com/gatebook/gatebook/internal/gate/authz"
 )
@@ -18,6 +19,8 @@ import (
 // prepared is a configuration that could be in force at once.
 type prepared struct {
 	current
+	sinks    map[string]*liveSink
+	rules    []detect.Rule // of detection
 	warnings []string
 	adopt    []func() // none of them can fail
 }
@@ -52,7 +55,13 @@ func (s *Server) prepare(ctx context.Context, was *current) (*prepared, error) {
 	if err := s.prepareCerts(f, next); err != nil {
 		return next, &ReloadError{Cause: causeInvalid, Err: err}
 	}
-	next.warnings = append(givenUp(was.file, f), s.loadKeys(ctx, was.parts, parts)...)
+	if next.rules, err = detectRules(f); err != nil {
+		return next, &ReloadError{Cause: causeInvalid, Err: err}
+	}
+	if next.sinks, err = s.desk.build(ctx, f); err != nil {
+		return next, &ReloadError{Cause: causeParts, Err: err}
+	}
+	next.warnings = slices.Concat(givenUp(was.file, f), s.loadKeys(ctx, was.parts, parts), s.desk.warnings(next.sinks))
 	return next, nil
 }
 

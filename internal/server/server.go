@@ -37,6 +37,8 @@ type Server struct {
 	state  *kv.Local // what must outlive the process and is no record
 	guards *guards   // over tokens
 	keys   *authn.APIKeys
+	desk   *delivery // to sinks
+	detect *detection
 	gate   *gate.Gate
 	admin  *admin.API
 	table  *connTable // connections of all lines
@@ -103,6 +105,12 @@ func New(ctx context.Context, f *config.File, log *slog.Logger) (_ *Server, err 
 	if err != nil {
 		return nil, err
 	}
+	if s.detect, err = openDetection(ctx, f, s.book, s.state, log); err != nil {
+		return nil, stateError(f, err)
+	}
+	if s.desk, err = openDelivery(ctx, f, s.book, s.state, log); err != nil {
+		return nil, stateError(f, err)
+	}
 	s.now.Store(&current{f, p, time.Now()})
 	s.limits = ratelimit.NewTable(ratelimit.Config{Coarser: ratelimit.CoarserPrefix})
 	s.gate, err = gate.New(gate.Config{
@@ -113,7 +121,7 @@ func New(ctx context.Context, f *config.File, log *slog.Logger) (_ *Server, err 
 	}
 	s.admin = admin.New(admin.Config{
 		Book: bookAndState{s.book, s.state}, Logger: log, Status: func() any { return s.Status() }, Reload: s.reloadCall, Revoke: s.revokeCall,
-		Calls: slices.Concat(s.zenCalls(), s.tokenCalls(), s.sessionCalls()), Keys: keyDesk{s.keys}, Plain: obs.PlainWriter,
+		Calls: slices.Concat(s.zenCalls(), s.tokenCalls(), s.sessionCalls()), Keys: keyDesk{s.keys}, Sinks: sinkDesk{s.desk}, Plain: obs.PlainWriter,
 	})
 	return s, s.listen(f)
 }
@@ -135,7 +143,7 @@ func (s *Server) listen(f *config.File) (err error) {
 		s.remote = r
 	}
 	if f.Health.Address != "" {
-		h, err := newHealthLine(f.Health.Address, s.Ready, s.gauges(), append(s.counters(), s.authnCounters()...))
+		h, err := newHealthLine(f.Health.Address, s.Ready, s.gauges(), slices.Concat(s.counters(), s.authnCounters(), s.desk.counters(), s.detect.counters()))
 		if err != nil {
 			return fmt.Errorf("health: %w", err)
 		}
@@ -175,7 +183,7 @@ func (s *Server) notes() (out []string) {
 	for _, c := range s.certs() {
 		out = append(out, c.notes(time.Now())...)
 	}
-	return out
+	return slices.Concat(out, s.desk.notes(), s.detect.notes())
 }
 
 func (s *Server) gauges() []obs.Gauge {
@@ -268,6 +276,8 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	w.start("API keys", s.keys.Run)
 	w.start("alerts", s.gate.RunAlerts)
+	w.start("detection", s.detect.run)
+	s.desk.start(w)
 	s.startParts(s.now.Load().parts)
 	for name, c := range s.certs() {
 		w.start("certificates of "+name, c.run)
@@ -284,6 +294,7 @@ func (s *Server) Run(ctx context.Context) error {
 	w.start("heap", func(ctx context.Context) error { return roomLoop(ctx, os.Getenv) })
 	w.start("watchdog", func(ctx context.Context) error { return s.notify.run(ctx, func() { _ = s.Ready() }) })
 	err := s.serveLines(ctx)
+	s.desk.stop()
 	w.stop(context.Canceled)
 	w.group.Wait()
 	if cause := context.Cause(w.ctx); !errors.Is(cause, context.Canceled) {

@@ -10,28 +10,32 @@ import (
 
 	"github.com/gatebook/gatebook/internal/book"
 	"github.com/gatebook/gatebook/internal/config"
+	"github.com/gatebook/gatebook/internal/desk/admin"
+	"github.com/gatebook/gatebook/internal/desk/detect"
 )
 
 // Status is what the server says of itself and its book. Nothing in it is
 // personal.
 type Status struct {
 	book.Status
-	Version       string           `json:"version"`
-	Node          string           `json:"node"`
-	Snapshot      string           `json:"snapshot"`
-	PolicySet     string           `json:"policy_set"`
-	LoadedAt      time.Time        `json:"loaded_at"` // of the configuration in force
-	LastReload    *LastReload      `json:"last_reload,omitempty"`
-	Ready         bool             `json:"ready"`
-	NotReady      string           `json:"not_ready,omitempty"`
-	CheckpointAge float64          `json:"checkpoint_age_s"` // since the newest checkpoint was written; -1: unknown
-	FreeBytes     int64            `json:"free_bytes"`       // where the data is, for the server's user; -1: unknown
-	Book          book.Health      `json:"book"`
-	State         StateStatus      `json:"state"`
-	Connections   int              `json:"connections"`
-	Listeners     []ListenerStatus `json:"listeners"`
-	Issuers       []IssuerStatus   `json:"issuers"`
-	Upstreams     []UpstreamStatus `json:"upstreams"`
+	Version       string             `json:"version"`
+	Node          string             `json:"node"`
+	Snapshot      string             `json:"snapshot"`
+	PolicySet     string             `json:"policy_set"`
+	LoadedAt      time.Time          `json:"loaded_at"` // of the configuration in force
+	LastReload    *LastReload        `json:"last_reload,omitempty"`
+	Ready         bool               `json:"ready"`
+	NotReady      string             `json:"not_ready,omitempty"`
+	CheckpointAge float64            `json:"checkpoint_age_s"` // since the newest checkpoint was written; -1: unknown
+	FreeBytes     int64              `json:"free_bytes"`       // where the data is, for the server's user; -1: unknown
+	Book          book.Health        `json:"book"`
+	State         StateStatus        `json:"state"`
+	Connections   int                `json:"connections"`
+	Listeners     []ListenerStatus   `json:"listeners"`
+	Issuers       []IssuerStatus     `json:"issuers"`
+	Upstreams     []UpstreamStatus   `json:"upstreams"`
+	Sinks         []admin.SinkStatus `json:"sinks"`
+	Detection     detect.Status      `json:"detection"`
 }
 
 // ListenerStatus is one listener.
@@ -87,7 +91,7 @@ func (s *Server) Status() *Status {
 		Status: s.book.Status(), Version: book.Version(), Node: now.file.Node,
 		Snapshot: now.parts.snapshot.ID(), PolicySet: now.parts.engine.SetHash(), LoadedAt: now.since.UTC(), LastReload: s.last.Load(),
 		Ready: true, CheckpointAge: -1, FreeBytes: free(string(now.file.Data)), Book: s.book.Health(), State: s.stateStatus(now.file), Connections: s.table.open(),
-		Listeners: s.listenerStatus(now.file), Issuers: now.parts.issuerStatus(), Upstreams: now.parts.poolStatus(),
+		Listeners: s.listenerStatus(now.file), Issuers: now.parts.issuerStatus(), Upstreams: now.parts.poolStatus(), Sinks: s.desk.statuses(), Detection: s.detect.status(),
 	}
 	if err := s.Ready(); err != nil {
 		out.Ready, out.NotReady = false, err.Error()

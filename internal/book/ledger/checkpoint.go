@@ -14,6 +14,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/gatebook/gatebook/internal/book/store"
+	"github.com/gatebook/gatebook/internal/pace"
 )
 
 // Tree is a tree head (C2SP tlog-checkpoint): the root over the first Size
@@ -199,14 +200,14 @@ func (l *Ledger) reread(w *walFile, f *frontier, to uint64) error {
 	batches, entries, first := w.batches, w.entries, w.header.first
 	l.mu.RUnlock()
 	var buf []byte
-	slice := newSlicer(l.opt.Now)
-	defer slice.close()
+	slice := pace.New(l.opt.Now)
+	defer slice.Close()
 	read := w.window(batches, to)
 	for _, b := range batches {
 		if b.first+uint64(b.count) <= f.size || b.first >= to {
 			continue
 		}
-		slice.yield()
+		slice.Yield()
 		items, err := w.readBatch(b.batchInfo, &read, buf)
 		if err != nil {
 			return fmt.Errorf("reading %s again before signing: %w", w.name, err)

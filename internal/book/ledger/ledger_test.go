@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 
@@ -338,4 +339,46 @@ func story(w *world) (durable map[uint64]bool, tried int) {
 		}
 	}
 	return durable, tried
+}
+
+// Stream hands out what Frames does, from sealed segments and from the WAL,
+// between any two indexes, and stops when it is told to.
+func TestStream(t *testing.T) {
+	w := newWorld(t, func(o *Options) { o.SegmentRecords = 16 }).open().run()
+	w.add(Written, seqTo(40)...)
+	if err := w.l.SealNow(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	w.add(Written, seqTo(10)...)
+	v := w.view()
+	if len(v.segs) < 2 || len(v.wals) == 0 {
+		t.Fatalf("%d segments and %d WALs", len(v.segs), len(v.wals))
+	}
+	collect := func(read func(from, to uint64, fn func(uint64, []byte) error) error, from, to uint64) (out []string) {
+		if err := read(from, to, func(i uint64, f []byte) error {
+			out = append(out, fmt.Sprintf("%d %s", i, f))
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	all := func(from, to uint64, fn func(uint64, []byte) error) error { return v.Frames(from, to, w.opt.Codec, fn) }
+	for from := range v.Size() + 1 {
+		for to := from; to <= v.Size(); to++ {
+			if got, want := collect(v.Stream, from, to), collect(all, from, to); !slices.Equal(got, want) {
+				t.Fatalf("from %d to %d:\n%v\nwant\n%v", from, to, got, want)
+			}
+		}
+	}
+	stop := errors.New("stop")
+	n := 0
+	if err := v.Stream(0, v.Size(), func(uint64, []byte) error {
+		if n++; n == 5 {
+			return stop
+		}
+		return nil
+	}); err != stop || n != 5 {
+		t.Errorf("%v after %d records", err, n)
+	}
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/gatebook/gatebook/internal/book/store"
+	"github.com/gatebook/gatebook/internal/pace"
 )
 
 // Recovered is what a start found.
@@ -287,9 +288,9 @@ func (l *Ledger) removeWAL(w *walFile) error {
 	// file without its key is known for what it is by its header.
 	err := l.opt.Keys.DropFileKey(UseWAL, w.header.keyID)
 	if err == nil && w.viewed.Load() == 0 {
-		slice := newSlicer(l.opt.Now)
-		w.shrink(slice.yield)
-		slice.close()
+		slice := pace.New(l.opt.Now)
+		w.shrink(slice.Yield)
+		slice.Close()
 	}
 	if err = errors.Join(err, closeFile(w.f)); err != nil {
 		return err

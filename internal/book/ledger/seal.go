@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gatebook/gatebook/internal/book/store"
+	"github.com/gatebook/gatebook/internal/pace"
 )
 
 // idleSealFactor is how much longer a segment of nothing but housekeeping may
@@ -150,13 +151,13 @@ func (l *Ledger) seal(ctx context.Context, w *walFile) error {
 // bindSegment writes the segment of a WAL file and appends the leaf that binds
 // it.
 func (l *Ledger) bindSegment(ctx context.Context, w *walFile) error {
-	slice := newSlicer(l.opt.Now)
-	defer slice.close()
-	in, err := l.segmentInput(w, slice.yield)
+	slice := pace.New(l.opt.Now)
+	defer slice.Close()
+	in, err := l.segmentInput(w, slice.Yield)
 	if err != nil {
 		return err
 	}
-	m, err := l.writeSegment(in, slice.yield)
+	m, err := l.writeSegment(in, slice.Yield)
 	if err != nil {
 		return errors.Join(err, l.opt.Keys.DropFileKey(UseSegment, in.header.keyID))
 	}

@@ -8,6 +8,8 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/gatebook/gatebook/internal/pace"
 )
 
 // View is the ledger at one moment, for reading. It holds files open until
@@ -24,6 +26,7 @@ type View struct {
 	marks     int
 	hashes    map[uint64][]tlog.Hash // leaf hashes of the block read last
 	viewed    []*walFile             // of the ledger, that is told when the view is closed
+	slice     *pace.Slicer           // of a ledger that somebody serves; nil: nobody waits
 }
 
 // viewTries bounds how often View starts over because sealing removed a file
@@ -61,8 +64,19 @@ func (l *Ledger) view() (*View, error) {
 	if v.check, err = OpenCheckpoint(v.checkNote, l.verify); err != nil {
 		return nil, errors.Join(err, v.Close())
 	}
-	v.unpack, err = newUnpacker()
-	return v, err
+	v.slice = pace.New(l.opt.Now)
+	if v.unpack, err = newUnpacker(); err != nil {
+		return nil, errors.Join(err, v.Close())
+	}
+	v.unpack.yield = v.slice.Yield
+	return v, nil
+}
+
+// yield lets traffic go first while a ledger that somebody serves is read.
+func (v *View) yield() {
+	if v.slice != nil {
+		v.slice.Yield()
+	}
 }
 
 // Inspect opens a ledger that no process has open, for reading only: it takes
@@ -97,6 +111,9 @@ func (v *View) Close() error {
 	if v.unpack != nil {
 		v.unpack.dec.Close()
 	}
+	if v.slice != nil {
+		v.slice.Close()
+	}
 	err := v.closeAll()
 	for _, w := range v.viewed {
 		w.viewed.Add(-1)
@@ -118,6 +135,7 @@ func (v *View) Checkpoint() ([]byte, Tree) { return v.checkNote, v.check }
 // during the call. An error from fn ends the reading and is returned.
 func (v *View) Read(from, to uint64, fn func(*Sealed) error) error {
 	within := func(s *Sealed) error {
+		v.yield()
 		if s.Index < from || s.Index >= to {
 			return nil
 		}
@@ -153,27 +171,96 @@ func (v *View) Frames(from, to uint64, codec Codec, fn func(index uint64, frame 
 		}
 	}
 	for _, w := range v.wals {
-		err := v.readWAL(w, from, to, func(s *Sealed) error {
-			if s.Manifest || s.Index < from || s.Index >= to {
-				return nil
-			}
-			return fn(s.Index, s.Frame)
-		})
-		if err != nil {
+		if err := v.walFrames(w, from, to, fn); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (v *View) sealedFrames(s *sealedSegment, from, to uint64, codec Codec, fn func(uint64, []byte) error) error {
-	f, err := readSegment(v.fsys, s.name())
+// Stream hands out the frames of the records [from, to) in order as Frames does,
+// one at a time: frames before a damaged one may come before the error.
+func (v *View) Stream(from, to uint64, fn func(index uint64, frame []byte) error) error {
+	for _, s := range v.segs {
+		if s.next() <= from || s.manifest.first >= to {
+			continue
+		}
+		if err := v.streamSealed(s, from, to, fn); err != nil {
+			return err
+		}
+	}
+	for _, w := range v.wals {
+		if err := v.walFrames(w, from, to, fn); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (v *View) walFrames(w *walFile, from, to uint64, fn func(uint64, []byte) error) error {
+	return v.readWAL(w, from, to, func(s *Sealed) error {
+		if s.Manifest || s.Index < from || s.Index >= to {
+			return nil
+		}
+		return fn(s.Index, s.Frame)
+	})
+}
+
+func (v *View) streamSealed(s *sealedSegment, from, to uint64, fn func(uint64, []byte) error) error {
+	f, key, err := v.openSealed(s)
 	if err != nil {
-		return &Damage{Kind: damageOf(err), File: s.name(), First: s.manifest.first, Last: s.next() - 1, Detail: err.Error()}
+		return err
+	}
+	cols, err := f.columns(&key, v.unpack)
+	if err != nil {
+		return err
+	}
+	at := 0
+	next := func() bool { // to the next entry that is a record
+		for ; at < len(f.entries) && f.entries[at].typ != entryRecord; at++ {
+		}
+		return at < len(f.entries) && f.first()+uint64(at) < to
+	}
+	for frame, err := range v.codec.Frames(cols, f.records(), v.yield) {
+		if err != nil {
+			return err
+		}
+		if !next() {
+			return nil
+		}
+		index := f.first() + uint64(at)
+		at++
+		v.yield()
+		if index < from {
+			continue
+		}
+		if err := fn(index, frame); err != nil {
+			return err
+		}
+	}
+	if next() {
+		return errSegment
+	}
+	return nil
+}
+
+// openSealed reads a segment and the key of its frames.
+func (v *View) openSealed(s *sealedSegment) (*segmentFile, [32]byte, error) {
+	f, err := readSegmentSlowly(v.fsys, s.name(), v.unpack.yield)
+	if err != nil {
+		return nil, [32]byte{}, &Damage{Kind: damageOf(err), File: s.name(), First: s.manifest.first, Last: s.next() - 1, Detail: err.Error()}
 	}
 	key, err := v.keys.FileKey(UseSegment, f.header.keyID)
 	if err != nil {
-		return &KeyError{What: s.name(), Err: err}
+		return nil, [32]byte{}, &KeyError{What: s.name(), Err: err}
+	}
+	return f, key, nil
+}
+
+func (v *View) sealedFrames(s *sealedSegment, from, to uint64, codec Codec, fn func(uint64, []byte) error) error {
+	f, key, err := v.openSealed(s)
+	if err != nil {
+		return err
 	}
 	frames, err := f.frames(&key, codec, v.unpack)
 	if err != nil {
@@ -186,6 +273,7 @@ func (v *View) sealedFrames(s *sealedSegment, from, to uint64, codec Codec, fn f
 		}
 		frame, at := frames[r], f.first()+uint64(i)
 		r++
+		v.yield()
 		if frame == nil || at < from || at >= to {
 			continue
 		}
@@ -197,13 +285,9 @@ func (v *View) sealedFrames(s *sealedSegment, from, to uint64, codec Codec, fn f
 }
 
 func (v *View) readSealed(s *sealedSegment, fn func(*Sealed) error) error {
-	f, err := readSegment(v.fsys, s.name())
+	f, key, err := v.openSealed(s)
 	if err != nil {
-		return &Damage{Kind: damageOf(err), File: s.name(), First: s.manifest.first, Last: s.next() - 1, Detail: err.Error()}
-	}
-	key, err := v.keys.FileKey(UseSegment, f.header.keyID)
-	if err != nil {
-		return &KeyError{What: s.name(), Err: err}
+		return err
 	}
 	return f.each(&key, v.codec, v.keys, v.unpack, fn)
 }
@@ -215,6 +299,7 @@ func (v *View) readWAL(w *walFile, from, to uint64, fn func(*Sealed) error) erro
 		if b.first+uint64(b.count) <= from || b.first >= to {
 			continue
 		}
+		v.yield()
 		items, err := w.readBatch(b.batchInfo, &read, buf)
 		if err != nil {
 			return &Damage{Kind: Edited, File: w.name, First: b.first, Last: b.first + uint64(b.count) - 1, Detail: err.Error()}

@@ -186,6 +186,10 @@ const (
 	usPerDay    = 86_400 * usPerSecond
 )
 
+// AppendTime appends microseconds since the Unix epoch as RFC 3339 in UTC with
+// exactly six digits of fraction, clamped to the years 1970 to 9999.
+func AppendTime(dst []byte, us int64) []byte { return appendTime(dst, us) }
+
 // appendTime appends microseconds since the Unix epoch as RFC 3339 in UTC with
 // exactly six digits of fraction.
 func appendTime(dst []byte, us int64) []byte {

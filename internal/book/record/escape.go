@@ -44,6 +44,11 @@ func escapedRune(c rune) bool {
 		c == 0xfeff || c == utf8.RuneError
 }
 
+// AppendString appends s as a JSON string in quotes with the canonical escaping:
+// no line break, control character or direction mark stays in it, and it is
+// valid UTF-8 whatever s is.
+func AppendString(dst []byte, s string) []byte { return appendString(dst, s) }
+
 // appendString appends s as a canonical JSON string.
 func appendString(dst []byte, s string) []byte {
 	dst = append(dst, '"')

@@ -47,6 +47,8 @@ type Config struct {
 	Revoke func(ctx context.Context, who *Caller, r Revocation) (any, error)
 	// Keys keeps the API keys. nil: there are no calls about them.
 	Keys APIKeys
+	// Sinks is delivery. nil: there are no calls about it.
+	Sinks Sinks
 	// Plain makes what is written through it fit for a terminal; nil: as it is.
 	Plain  func(io.Writer) io.Writer
 	Logger *slog.Logger
@@ -60,6 +62,7 @@ type API struct {
 	reloading func(ctx context.Context, who *Caller) (any, error)
 	revoking  func(ctx context.Context, who *Caller, r Revocation) (any, error)
 	keys      APIKeys
+	sinks     Sinks
 	plain     func(io.Writer) io.Writer
 	log       *slog.Logger
 	mux       *http.ServeMux
@@ -78,8 +81,8 @@ const (
 // New makes an API.
 func New(c Config) *API {
 	a := &API{
-		book: c.Book, statusOf: c.Status, reloading: c.Reload, revoking: c.Revoke, keys: c.Keys, plain: c.Plain, log: c.Logger,
-		mux: http.NewServeMux(), changing: []string{actReload, actRevoke, actKeyCreate, actKeyRotate, actKeyRevoke}, tails: make(chan struct{}, maxTails), wait: tailWait,
+		book: c.Book, statusOf: c.Status, reloading: c.Reload, revoking: c.Revoke, keys: c.Keys, sinks: c.Sinks, plain: c.Plain, log: c.Logger,
+		mux: http.NewServeMux(), changing: []string{actReload, actRevoke, actKeyCreate, actKeyRotate, actKeyRevoke, actSinkPause, actSinkResume, actSinkReplay, actSinkRequeue, actSinkWaive}, tails: make(chan struct{}, maxTails), wait: tailWait,
 	}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
@@ -112,6 +115,9 @@ func New(c Config) *API {
 	}
 	if a.keys != nil {
 		a.keyCalls()
+	}
+	if a.sinks != nil {
+		a.sinkCalls()
 	}
 	a.mux.HandleFunc("GET /log/checkpoint", a.checkpoint)
 	return a

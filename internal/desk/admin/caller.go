@@ -47,8 +47,8 @@ func Local(method, name string, roles ...Role) *Caller {
 // Has tells whether the caller holds a role.
 func (c *Caller) Has(r Role) bool { return slices.Contains(c.Roles, r) }
 
-// describe puts the caller into a record.
-func (c *Caller) describe(r *record.Record) {
+// Describe puts the caller into a record.
+func (c *Caller) Describe(r *record.Record) {
 	r.Authn.Method = c.Method
 	if c.Method != "" {
 		r.Authn.Outcome = "ok"
@@ -92,7 +92,7 @@ func Note(ctx context.Context, b noter, who *Caller, rec *record.Record) error {
 	if who == nil || who.Name == "" {
 		return errors.New("the caller is not known, so the call cannot be recorded; it is refused")
 	}
-	who.describe(rec)
+	who.Describe(rec)
 	if err := b.Note(context.WithoutCancel(ctx), rec); err != nil {
 		return fmt.Errorf("the call could not be recorded and is refused: %w", err)
 	}
@@ -118,7 +118,7 @@ func (a *API) stranger(ctx context.Context, r *Refusal) error {
 		Event: record.Event{Name: "refused"},
 	}
 	if c := r.Caller; c != nil && c.Method != "" {
-		c.describe(rec)
+		c.Describe(rec)
 	} else {
 		rec.Authn = record.Authn{Method: record.None, Outcome: "failed", Reason: r.Reason}
 		if c != nil {

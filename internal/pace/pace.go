@@ -1,4 +1,7 @@
-package ledger
+// Package pace keeps long work from keeping requests waiting: whoever reads,
+// seals, projects or compresses many records beside the traffic gives way every
+// 100 microseconds, so that it also does on a single processor.
+package pace
 
 import (
 	"os"
@@ -7,9 +10,9 @@ import (
 	"time"
 )
 
-// slicer makes long work yield to traffic. It belongs to one goroutine, which
+// Slicer makes long work yield to traffic. It belongs to one goroutine, which
 // closes it.
-type slicer struct {
+type Slicer struct {
 	now   func() time.Time
 	begun time.Time
 	turn  *turn // nil until the first slice ends, or if there can be none
@@ -24,16 +27,19 @@ const sliceLength = 100 * time.Microsecond
 // than the rest.
 const sliceEarly = sliceLength / 2
 
-func newSlicer(now func() time.Time) *slicer { return &slicer{now: now, begun: now()} }
+// New begins a slice by the clock given.
+func New(now func() time.Time) *Slicer { return &Slicer{now: now, begun: now()} }
 
-func (s *slicer) yield() {
+// Yield ends the slice if it has been long enough, and lets everything else run
+// that can.
+func (s *Slicer) Yield() {
 	if now := s.now(); now.Sub(s.begun) > sliceEarly {
 		s.rest()
 		s.begun = s.now()
 	}
 }
 
-func (s *slicer) rest() {
+func (s *Slicer) rest() {
 	if !s.tried {
 		s.tried = true
 		s.turn = newTurn()
@@ -43,10 +49,12 @@ func (s *slicer) rest() {
 	}
 }
 
-func (s *slicer) close() {
+// Close lets go of what Yield needed. The Slicer may be used and closed again.
+func (s *Slicer) Close() {
 	if s.turn != nil {
 		s.turn.close()
 	}
+	s.turn, s.tried = nil, false
 }
 
 // turn lets connections that have something to say come first. runtime.Gosched

@@ -1,4 +1,4 @@
-package ledger
+package pace
 
 import (
 	"io"
@@ -34,14 +34,14 @@ func TestSlicerLetsTheNetworkIn(t *testing.T) {
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
-		s := newSlicer(time.Now)
-		defer s.close()
+		s := New(time.Now)
+		defer s.Close()
 		for {
 			select {
 			case <-stop:
 				return
 			default:
-				s.yield()
+				s.Yield()
 			}
 		}
 	}()
@@ -67,9 +67,10 @@ func TestSlicerLetsTheNetworkIn(t *testing.T) {
 
 // TestTurnWithoutPipe still yields.
 func TestTurnWithoutPipe(t *testing.T) {
-	s := newSlicer(time.Now)
+	s := New(time.Now)
+	s.turn, s.tried = nil, true
 	s.rest()
-	s.close() // the pipe is gone; nothing may hang
-	s.rest()
-	s.close()
+	s.Close()
+	s.rest() // now with one
+	s.Close()
 }

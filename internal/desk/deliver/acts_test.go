@@ -1,0 +1,370 @@
+package deliver
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/gatebook/gatebook/internal/book/record"
+)
+
+func anna(r *record.Record) { r.Authn.Method, r.Personal.Sub = "socket", "anna" }
+
+// in runs a test in a bubble, over a house.
+func in(t *testing.T, signed uint64, items int, fn func(*testing.T, *house)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) { fn(t, newHouse(t, signed, items)) })
+}
+
+// acted checks that an act was recorded once with who did it.
+func (h *house) acted(name string) record.Record {
+	h.t.Helper()
+	list := h.book.noted(name)
+	if len(list) != 1 || list[0].Personal.Sub != "anna" || list[0].Kind != record.KindAdmin || list[0].Event.Target != "s" {
+		h.t.Fatalf("records of %s: %+v", name, list)
+	}
+	return list[0]
+}
+
+func (h *house) must(err error) {
+	h.t.Helper()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func TestPauseAndResume(t *testing.T) {
+	in(t, 100, 10, func(t *testing.T, h *house) {
+		ctx := context.Background()
+		h.start()
+		h.until(time.Minute, "all is settled", h.settled)
+		h.must(h.eng.Pause(ctx, anna, "s"))
+		h.acted("sink_pause")
+		h.book.sign(200)
+		time.Sleep(time.Hour)
+		s := h.status()
+		if s.State != PausedByUs || s.Cursor != 100 || s.Lag != 100 || s.LagSeconds < 3500 || h.eng.Low() != 100 {
+			t.Errorf("paused: %+v, low %d", s, h.eng.Low())
+		}
+		if !slices.ContainsFunc(s.Alarms, func(a string) bool { return strings.Contains(a, "oldest undelivered") }) || len(h.book.noted("sink_lagging")) != 1 {
+			t.Errorf("no alarm: %v", s.Alarms)
+		}
+		h.end() // a restart does not resume
+		h.start()
+		time.Sleep(time.Hour)
+		if h.status().Cursor != 100 {
+			t.Error("a restart resumed")
+		}
+		h.must(h.eng.Resume(ctx, anna, "s"))
+		h.acted("sink_resume")
+		h.until(time.Minute, "all is settled", h.settled)
+		h.until(time.Minute, "the lag is told to be over", func() bool { return len(h.book.noted("sink_caught_up")) == 1 })
+		h.end()
+		h.oracle()
+	})
+}
+
+func TestResumeTriesAtOnce(t *testing.T) {
+	in(t, 40, 10, func(t *testing.T, h *house) {
+		h.conf.PauseRetry = 24 * time.Hour
+		h.sink.script = script(Durable, trouble{index: 20, times: 1, class: Pause, res: Result{Status: 404, Cause: "no_index"}})
+		h.start()
+		h.until(time.Minute, "it is paused", func() bool { return h.status().State == PausedBySink })
+		if s := h.status(); s.Cause != "no_index" || len(s.Alarms) != 1 || h.eng.Ready()[0] != s.Alarms[0] {
+			t.Errorf("status %+v", s)
+		}
+		h.must(h.eng.Resume(context.Background(), anna, "s"))
+		h.until(time.Minute, "all is settled", h.settled)
+		h.end()
+		h.oracle()
+	})
+}
+
+func TestReplay(t *testing.T) {
+	in(t, 100, 10, func(t *testing.T, h *house) {
+		ctx := context.Background()
+		h.start()
+		h.until(time.Minute, "all is settled", h.settled)
+		if err := h.eng.Replay(ctx, anna, "s", 101); err == nil {
+			t.Error("replayed from where nothing is")
+		}
+		for i := range uint64(100) {
+			h.sink.twiceOK[EventID(testOrigin, i)] = i >= 37
+		}
+		at, err := h.eng.ReplayTime(ctx, anna, "s", h.book.timeOf(37))
+		h.must(err)
+		if at != 37 {
+			t.Errorf("replayed from %d", at)
+		}
+		if r := h.acted("sink_replay"); !slices.Contains(r.Links, "first:37") {
+			t.Errorf("links %v", r.Links)
+		}
+		h.until(time.Minute, "all is settled", h.settled)
+		time.Sleep(2 * time.Minute)
+		h.end()
+		h.oracle()
+		if s := h.status(); h.sink.taken[EventID(testOrigin, 37)] != 2 || s.Ambiguous != 63 {
+			t.Errorf("%d times, %d ambiguous", h.sink.taken[EventID(testOrigin, 37)], s.Ambiguous)
+		}
+		last := h.book.noted("delivered")
+		if r := last[len(last)-1]; !slices.Contains(r.Links, "first:37") || !slices.Contains(r.Links, "twice:63") || r.Event.Exact {
+			t.Errorf("receipt %+v", r)
+		}
+	})
+}
+
+// A replay while sends are under way forgets what they come to.
+func TestReplayUnderWay(t *testing.T) {
+	in(t, 100, 10, func(t *testing.T, h *house) {
+		h.sink.lim.InFlight = 3
+		h.sink.script = func(int, *Batch) act {
+			return act{take: all, wait: 10 * time.Second, res: Result{Class: Done, Grade: Durable}}
+		}
+		h.start()
+		h.until(5*time.Minute, "some is settled", func() bool { return h.status().Cursor >= 30 })
+		h.must(h.eng.Replay(context.Background(), anna, "s", 0))
+		for i := range uint64(100) {
+			h.sink.twiceOK[EventID(testOrigin, i)] = true
+		}
+		if c := h.status().Cursor; c != 0 {
+			t.Errorf("cursor %d after a replay", c)
+		}
+		h.until(20*time.Minute, "all is settled", h.settled)
+		h.end()
+		h.oracle()
+	})
+}
+
+func TestQuarantineActs(t *testing.T) {
+	in(t, 100, 10, func(t *testing.T, h *house) {
+		ctx := context.Background()
+		bad := true
+		h.sink.script = func(_ int, b *Batch) act {
+			a := act{res: Result{Items: make([]Result, len(b.Items))}}
+			for i, it := range b.Items {
+				if it.Index%30 == 7 && bad {
+					a.res.Items[i] = Result{Class: Poison, Status: 400, Cause: "mapping", Detail: "no\nsuch\x00field " + strings.Repeat("x", 600)}
+				} else {
+					a.res.Items[i].Grade = Accepted
+				}
+			}
+			a.take = func(i int) bool { return a.res.Items[i].Class == Done }
+			return a
+		}
+		h.start()
+		h.until(time.Minute, "all is settled", h.settled)
+		h.jailIs(7, 37, 67, 97)
+		list, err := h.eng.Quarantine(ctx, "s")
+		h.must(err)
+		if q := list[1]; q.ID != EventID(testOrigin, 37) || q.Status != 400 || q.Attempts != 1 || q.Cause != "mapping" || len(q.Detail) > 512 || !strings.HasPrefix(q.Detail, "no such field x") || q.Projection != "plain" || q.Version != 1 {
+			t.Errorf("%+v", q)
+		}
+		if s := h.status(); s.Quarantine != 4 || len(s.Alarms) != 1 || h.eng.Low() != 7 {
+			t.Errorf("status %+v, low %d", s, h.eng.Low())
+		}
+		h.end()
+		h.start() // the quarantine outlives the process
+		h.until(time.Minute, "it runs", func() bool { return h.status().State == Running })
+		if _, err := h.eng.Requeue(ctx, anna, "s", []string{EventID(testOrigin, 8)}); !errors.Is(err, errNotHere) {
+			t.Errorf("requeued what is not there: %v", err)
+		}
+		n, err := h.eng.Waive(ctx, anna, "s", []string{EventID(testOrigin, 97)}, "test traffic")
+		h.must(err)
+		if r := h.acted("sink_waive"); n != 1 || r.Event.Cause != "test traffic" || r.Links[0] != EventID(testOrigin, 97) || r.Event.Count != 1 {
+			t.Errorf("%d, %+v", n, r)
+		}
+		if _, err := h.eng.Waive(ctx, anna, "s", nil, "  "); err == nil {
+			t.Error("waived without a reason")
+		}
+		// Still refused: stays, with more attempts.
+		n, err = h.eng.Requeue(ctx, anna, "s", []string{EventID(testOrigin, 7)})
+		h.must(err)
+		h.until(time.Minute, "it was sent again", func() bool { return h.status().Resending == 0 })
+		h.jailIs(7, 37, 67)
+		bad = false
+		n, err = h.eng.Requeue(ctx, anna, "s", nil)
+		h.must(err)
+		if n != 3 {
+			t.Errorf("%d requeued", n)
+		}
+		h.until(time.Minute, "the quarantine is empty", func() bool { return h.status().Quarantine == 0 })
+		h.jailIs()
+		if len(h.book.noted("sink_requeue")) != 2 {
+			t.Error("requeues are not recorded")
+		}
+		h.end()
+		for _, i := range []uint64{7, 37, 67} {
+			if h.sink.taken[EventID(testOrigin, i)] != 1 {
+				t.Errorf("record %d did not arrive", i)
+			}
+		}
+	})
+}
+
+// An act that cannot be recorded is not done, and neither is one of nobody.
+func TestActsAreRecordedFirst(t *testing.T) {
+	in(t, 100, 10, func(t *testing.T, h *house) {
+		ctx := context.Background()
+		h.start()
+		h.until(time.Minute, "all is settled", h.settled)
+		acts := map[string]func(by Actor, sink string) error{
+			"pause":  func(by Actor, s string) error { return h.eng.Pause(ctx, by, s) },
+			"resume": func(by Actor, s string) error { return h.eng.Resume(ctx, by, s) },
+			"replay": func(by Actor, s string) error { return h.eng.Replay(ctx, by, s, 0) },
+			"test":   func(by Actor, s string) error { return h.eng.Test(ctx, by, s) },
+		}
+		for name, act := range acts {
+			if err := act(nil, "s"); err == nil || !strings.Contains(err.Error(), "who acts") {
+				t.Errorf("%s by nobody: %v", name, err)
+			}
+			if err := act(anna, "other"); !errors.Is(err, ErrUnknownSink) {
+				t.Errorf("%s of a sink that is none: %v", name, err)
+			}
+		}
+		h.book.noting = func(*record.Record) error { return errFault }
+		for name, act := range acts {
+			if err := act(anna, "s"); !errors.Is(err, errFault) {
+				t.Errorf("%s without a record: %v", name, err)
+			}
+		}
+		if s := h.status(); s.State != Running || s.Cursor != 100 {
+			t.Errorf("an act was done without a record: %+v", s)
+		}
+		h.end()
+		if err := h.eng.Pause(ctx, anna, "s"); !errors.Is(err, ErrNotRunning) && !errors.Is(err, errFault) {
+			t.Errorf("paused an engine that does not run: %v", err)
+		}
+	})
+}
+
+// A stored state that is not what the engine writes is never taken for none; a
+// replay says where to go on.
+func TestDamagedState(t *testing.T) {
+	in(t, 100, 10, func(t *testing.T, h *house) {
+		h.must(h.store.Put(context.Background(), stateTable, "s", []byte(`{"v":1,"origin":"x","cursor":7}`), time.Time{}))
+		h.start()
+		time.Sleep(time.Hour)
+		if s := h.status(); s.State != Failed || h.sink.sends() != 0 || !strings.Contains(s.LastError, "sink replay s --from INDEX") || h.eng.Low() != 0 {
+			t.Errorf("%+v, %d sends", s, h.sink.sends())
+		}
+		if err := h.eng.Pause(context.Background(), anna, "s"); !errors.Is(err, errNoState) {
+			t.Errorf("paused: %v", err)
+		}
+		h.must(h.eng.Replay(context.Background(), anna, "s", 50))
+		h.until(time.Minute, "all is settled", h.settled)
+		h.end()
+		if len(h.sink.taken) != 50 {
+			t.Errorf("%d records", len(h.sink.taken))
+		}
+	})
+}
+
+func TestIndexAt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newBook(3000)
+		f.gap = func(i uint64) bool { return i%7 == 0 || i > 1000 && i < 1100 }
+		m := &maker{feed: newFeed(f, testOrigin, cacheBytes), proj: &plain{}}
+		for _, i := range []uint64{0, 1, 6, 8, 999, 1050, 1500, 2998, 2999} {
+			at, err := indexAt(m, 3000, f.timeOf(i))
+			if err != nil || at > i || i > 0 && at+120 < i {
+				t.Errorf("time of %d: index %d, %v", i, at, err)
+			}
+			for k := at; k > 0 && k > at-min(at, 10); k-- {
+				if !f.gap(k-1) && !f.timeOf(k-1).Before(f.timeOf(i)) {
+					t.Errorf("time of %d: %d is left out", i, k-1)
+				}
+			}
+		}
+		if at, err := indexAt(m, 3000, f.timeOf(9999)); err != nil || at < 2999 {
+			t.Errorf("the future: %d, %v", at, err)
+		}
+		m.feed.tidy(true)
+	})
+}
+
+// Sinks come, change and go by a reload; cursors stay.
+func TestSet(t *testing.T) {
+	in(t, 100, 10, func(t *testing.T, h *house) {
+		h.start()
+		h.until(time.Minute, "all is settled", h.settled)
+		other := newDouble(t, 10)
+		conf := func(name, rev string, s Sink) SinkConfig {
+			return SinkConfig{Name: name, Revision: rev, Sink: s, Projection: h.proj}
+		}
+		h.must(h.eng.Set([]SinkConfig{conf("t", "1", other)}))
+		h.until(time.Minute, "the new sink has all", func() bool { return other.count() == 100 })
+		st := h.eng.Status()
+		if len(st) != 2 || st[0].Name != "s" || st[0].State != Unconfigured || st[0].Cursor != 100 || len(h.book.noted("sink_removed")) != 1 {
+			t.Errorf("%+v", st)
+		}
+		was := h.eng.runnerOf("t")
+		h.must(h.eng.Set([]SinkConfig{conf("t", "1", other), conf("s", "1", h.sink)}))
+		h.book.sign(150)
+		h.until(time.Minute, "both have all", func() bool { return other.count() == 150 && h.sink.count() == 150 })
+		if h.eng.runnerOf("t") != was {
+			t.Error("a sink that had not changed was stopped")
+		}
+		h.must(h.eng.Set([]SinkConfig{conf("t", "2", other), conf("s", "1", h.sink)}))
+		h.book.sign(160)
+		h.until(time.Minute, "both have all", func() bool { return other.count() == 160 && h.sink.count() == 160 })
+		if h.eng.runnerOf("t") == was {
+			t.Error("a sink that has changed was not replaced")
+		}
+		for i, c := range [][]SinkConfig{{conf("a", "", other), conf("a", "", other)}, {conf("", "", other)}, {conf("a/b", "", other)}, {{Name: "x", Sink: other}}, {{Name: "x", Sink: other, Projection: h.proj, Window: -1}}} {
+			if h.eng.Set(c) == nil {
+				t.Errorf("list %d was taken", i)
+			}
+		}
+		h.end()
+		for id, n := range other.taken {
+			if n != 1 {
+				t.Errorf("%s arrived %d times", id, n)
+			}
+		}
+	})
+}
+
+// After a new log has begun, delivery begins at its first record, and what of the
+// old one was not delivered is told.
+func TestNewLog(t *testing.T) {
+	in(t, 100, 10, func(t *testing.T, h *house) {
+		h.start()
+		h.until(time.Minute, "all is settled", h.settled)
+		h.sink.script = func(int, *Batch) act { return act{res: Result{Class: Retry, Cause: "http_503"}} }
+		h.book.sign(130)
+		time.Sleep(time.Minute)
+		h.end()
+		fresh := newHouse(t, 20, 10)
+		fresh.book.origin, fresh.disk, fresh.store = "log.example/n1/other", h.disk, &memStore{disk: h.disk}
+		fresh.start()
+		fresh.until(time.Minute, "the new log is settled", func() bool { return fresh.sink.count() == 20 && fresh.stored().Cursor == 20 })
+		fresh.end()
+		list := fresh.book.noted("log_replaced")
+		if len(list) != 1 || list[0].Event.Count != 30 || list[0].Outcome != record.Failure || !slices.Equal(list[0].Links, []string{testOrigin, "first:100", "end:130"}) {
+			t.Errorf("%+v", list)
+		}
+		if fresh.sink.taken[EventID("log.example/n1/other", 0)] != 1 {
+			t.Error("the first record of the new log did not arrive")
+		}
+	})
+}
+
+func TestFromNow(t *testing.T) {
+	in(t, 100, 10, func(t *testing.T, h *house) {
+		h.conf.FromNow = true
+		h.start()
+		time.Sleep(10 * time.Second)
+		h.book.sign(110)
+		h.until(time.Minute, "all is settled", h.settled)
+		h.end()
+		for i := range uint64(110) {
+			if n := h.sink.taken[EventID(testOrigin, i)]; (n == 1) != (i >= 100) {
+				t.Errorf("record %d arrived %d times", i, n)
+			}
+		}
+	})
+}

@@ -1,0 +1,287 @@
+package deliver
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"sort"
+	"strconv"
+	"time"
+
+	"github.com/gatebook/gatebook/internal/book"
+	"github.com/gatebook/gatebook/internal/book/record"
+	"github.com/gatebook/gatebook/internal/pace"
+)
+
+// batch is some consecutive records and what has become of them so far. It
+// belongs to its runner; what a send reads of it does not change meanwhile.
+type batch struct {
+	from, to uint64 // [from, to); leaves without a record may be at the end
+	planned  time.Time
+	items    []Item
+	fate     []fate // of each item
+	bytes    int    // of bodies
+	left     int    // items that are not settled
+	sum      tally
+	n        int  // of items, also when they were let go of
+	dropped  bool // what becomes of it is not of interest any more
+	sent     bool // it may have been
+	errand   bool // sent beside the plan, of records that were settled before
+	hold     bool // its new bounds are not durable yet
+}
+
+// fate is what has become of one item.
+type fate struct {
+	settled   bool
+	ambiguous bool // an attempt ended without anybody knowing
+	stub      bool
+	attempts  int
+	why       *Result // why it cannot be sent at all; nil: it can
+}
+
+// piece is those items of a batch that travel together.
+type piece struct {
+	b       *batch
+	at      []int // positions in b.items, ascending
+	attempt int   // how often it was sent
+	after   time.Time
+}
+
+func (p *piece) first() uint64 { return p.b.items[p.at[0]].Index }
+
+func (p *piece) bytes() int {
+	n := 0
+	for _, i := range p.at {
+		n += len(p.b.items[i].Body)
+	}
+	return n
+}
+
+// housekeeping kinds make no receipt, or receipts would make receipts.
+func housekeeping(k record.Kind) bool {
+	return k == record.KindDelivery || k == record.KindAccess || k == record.KindHeartbeat
+}
+
+// maker makes batches of the book's records for one sink. It belongs to one
+// goroutine.
+type maker struct {
+	feed   *feed
+	proj   Projection
+	lim    Limits
+	prefix string // of event ids
+	// What the last batch took, so that the next need not grow to it.
+	lastItems, lastBytes int
+}
+
+func (m *maker) id(index uint64) string {
+	b := make([]byte, 0, len(m.prefix)+20)
+	return string(strconv.AppendUint(append(b, m.prefix...), index, 10))
+}
+
+// idPrefix is what EventID puts before the index.
+func idPrefix(origin string) string {
+	id := EventID(origin, 0)
+	return id[:len(id)-1]
+}
+
+// entries hands out the records [from, to) until fn says that it is enough, and
+// returns the index it came to. fn may keep what it gets.
+func (m *maker) entries(from, to, signed uint64, fn func(*book.Entry) bool) (uint64, error) {
+	slice := pace.New(time.Now)
+	defer slice.Close()
+	for at := from; at < to; {
+		c, err := m.feed.chunk(at, signed, m.proj.Reveal())
+		if err != nil {
+			return at, fmt.Errorf("reading the book at index %d: %w", at, err)
+		}
+		i := sort.Search(len(c.entries), func(i int) bool { return c.entries[i].Index >= at })
+		for ; i < len(c.entries); i++ {
+			e := &c.entries[i]
+			if e.Index >= to {
+				return to, nil
+			}
+			if !fn(e) {
+				return e.Index, nil
+			}
+			slice.Yield()
+		}
+		at = c.to
+	}
+	return to, nil
+}
+
+// next makes a batch of as many records from the index on as the limits allow.
+func (m *maker) next(from, signed uint64, planned time.Time) (*batch, error) {
+	d := draft{m: m, b: &batch{from: from, planned: planned}}
+	if n := min(uint64(m.lastItems), signed-from); n > 0 {
+		d.b.items, d.b.fate, d.ends = make([]Item, 0, n), make([]fate, 0, n), make([]int, 0, n)
+		d.buf = make([]byte, 0, (uint64(m.lastBytes)+1024)*n/uint64(m.lastItems))
+	}
+	to, err := m.entries(from, signed, signed, func(e *book.Entry) bool { return d.add(e, true) })
+	b := d.finish(to)
+	m.lastItems, m.lastBytes = b.n, b.bytes
+	return b, err
+}
+
+// again makes the batch with these bounds.
+func (m *maker) again(from, to, signed uint64, planned time.Time) (*batch, error) {
+	d := draft{m: m, b: &batch{from: from, planned: planned}}
+	to, err := m.entries(from, to, signed, func(e *book.Entry) bool { return d.add(e, false) })
+	return d.finish(to), err
+}
+
+// draft is a batch in the making. Bodies stand one behind the other in one
+// buffer, which may move while it grows.
+type draft struct {
+	m    *maker
+	b    *batch
+	buf  []byte
+	ends []int
+	cost int // bytes as the limits count them
+}
+
+// add appends a record and reports whether it belonged to the batch.
+func (d *draft) add(e *book.Entry, bounded bool) bool {
+	if bounded && len(d.b.items) == d.m.lim.Items {
+		return false
+	}
+	before := len(d.buf)
+	it := Item{Index: e.Index, ID: d.m.id(e.Index), Time: e.Record.At(), Kind: string(e.Record.Kind)}
+	var f fate
+	d.buf, f = d.m.project(d.buf, it.ID, e)
+	size := len(d.buf) - before + d.m.lim.Overhead
+	if bounded && len(d.b.items) > 0 && d.cost+size > d.m.lim.Bytes {
+		d.buf = d.buf[:before]
+		return false
+	}
+	d.cost += size
+	it.Late = d.m.late(it.Time, d.b.planned)
+	d.b.items = append(d.b.items, it)
+	d.b.fate = append(d.b.fate, f)
+	d.ends = append(d.ends, len(d.buf))
+	d.b.sum.Worth = d.b.sum.Worth || !housekeeping(e.Record.Kind)
+	return true
+}
+
+func (d *draft) finish(to uint64) *batch {
+	at := 0
+	for i, end := range d.ends {
+		d.b.items[i].Body = d.buf[at:end:end]
+		at = end
+	}
+	d.b.to, d.b.bytes, d.b.left, d.b.n = to, len(d.buf), len(d.b.items), len(d.b.items)
+	return d.b
+}
+
+func (m *maker) late(t, planned time.Time) bool {
+	return m.lim.MaxAge > 0 && planned.Sub(t) > m.lim.MaxAge
+}
+
+var errBody = errors.New("the projection made no single line")
+
+// project appends the body of a record, or a stub if it is too long or cannot be
+// made. If there is nothing that could be sent, the fate says why.
+func (m *maker) project(dst []byte, id string, e *book.Entry) ([]byte, fate) {
+	before := len(dst)
+	body, err := m.body(dst, id, e)
+	size := len(body) - before
+	if err == nil && size <= m.lim.Item {
+		return body, fate{}
+	}
+	stub, serr := m.stub(dst[:before], id, e, max(size, 0))
+	if serr == nil && len(stub)-before <= m.lim.Item {
+		return stub, fate{stub: true}
+	}
+	why := &Result{Class: Poison, Cause: "too_long"}
+	if err = errors.Join(err, serr); err != nil {
+		why.Cause, why.Detail = "projection", scrub(err.Error())
+	}
+	return dst[:before], fate{why: why}
+}
+
+func (m *maker) body(dst []byte, id string, e *book.Entry) (out []byte, err error) {
+	defer noPanic(&err)
+	before := len(dst)
+	if out, err = m.proj.Append(dst, id, e); err == nil {
+		err = oneLine(out, before)
+	}
+	return out, err
+}
+
+func (m *maker) stub(dst []byte, id string, e *book.Entry, size int) (out []byte, err error) {
+	defer noPanic(&err)
+	before := len(dst)
+	if out, err = m.proj.Stub(dst, id, e, size); err == nil {
+		err = oneLine(out, before)
+	}
+	return out, err
+}
+
+func oneLine(b []byte, from int) error {
+	if len(b) <= from || bytes.IndexByte(b[from:], '\n') >= 0 {
+		return errBody
+	}
+	return nil
+}
+
+// noPanic makes an error of a panic: one record that a projection cannot bear
+// must not take the gate down.
+func noPanic(err *error) {
+	if p := recover(); p != nil {
+		*err = fmt.Errorf("panic: %v", p)
+	}
+}
+
+// replan gives a batch a new time of planning and flags what has become late.
+// Sends that are under way keep the items that they were given.
+func (m *maker) replan(b *batch, planned time.Time) {
+	b.planned = planned
+	b.items = slices.Clone(b.items)
+	for i := range b.items {
+		b.items[i].Late = m.late(b.items[i].Time, planned)
+	}
+}
+
+// stale reports whether an item of the piece has become late since its batch was
+// planned.
+func (m *maker) stale(p *piece, now time.Time) bool {
+	if m.lim.MaxAge <= 0 {
+		return false
+	}
+	return slices.ContainsFunc(p.at, func(i int) bool {
+		it := &p.b.items[i]
+		return !it.Late && m.late(it.Time, now)
+	})
+}
+
+// cut makes the Batch of a piece.
+func (p *piece) cut() *Batch {
+	b := &Batch{Planned: p.b.planned, Attempt: p.attempt, Items: p.b.items}
+	if len(p.at) < len(p.b.items) {
+		b.Items = make([]Item, len(p.at))
+		for n, i := range p.at {
+			b.Items[n] = p.b.items[i]
+		}
+	}
+	return b
+}
+
+// maxDetail is how much is kept of what a sink said.
+const maxDetail = 512
+
+// scrub makes of a text something that may be shown and kept: one line of
+// printable characters, and not long.
+func scrub(s string) string {
+	b := make([]byte, 0, min(len(s), maxDetail))
+	for _, r := range s {
+		if r < ' ' || r == 0x7f || r == '\ufffd' || !strconv.IsPrint(r) {
+			r = ' '
+		}
+		if len(b)+4 > maxDetail {
+			break
+		}
+		b = append(b, string(r)...)
+	}
+	return string(b)
+}

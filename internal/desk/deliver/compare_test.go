@@ -1,0 +1,133 @@
+package deliver
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"time"
+)
+
+// findable is a double that can be asked for what it holds.
+type findable struct {
+	*double
+	lose  map[uint64]int // how many copies of an index it has lost, though it took them
+	more  []string       // ids that it holds beside
+	fail  error
+	finds []Window
+}
+
+func (f *findable) Find(_ context.Context, w Window, fn func(string) error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.finds = append(f.finds, w)
+	if f.fail != nil {
+		return f.fail
+	}
+	for i := w.From - min(w.From, 5); i < w.To+5; i++ { // and a little more than was asked for
+		id := EventID(w.Origin, i)
+		for range f.taken[id] - f.lose[i] {
+			if err := fn(id); err != nil {
+				return err
+			}
+		}
+	}
+	for _, id := range f.more {
+		if err := fn(id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *findable) searches() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.finds)
+}
+
+func comparedHouse(t *testing.T, signed uint64) (*house, *findable) {
+	h := newHouse(t, signed, 50)
+	f := &findable{double: h.sink, lose: map[uint64]int{}}
+	h.as = f
+	h.conf.CompareItems, h.conf.CompareEvery, h.conf.CompareAfter = 200, time.Hour, 2*time.Minute
+	return h, f
+}
+
+// What a sink took and lost is found, sent again and looked for once more.
+func TestCompareFindsWhatIsMissing(t *testing.T) {
+	in(t, 0, 1, func(t *testing.T, _ *house) {
+		h, f := comparedHouse(t, 500)
+		h.sink.script = script(Durable, trouble{index: 77, times: -1, class: Poison})
+		f.lose = map[uint64]int{3: 1, 150: 1, 199: 1}
+		f.more = []string{EventID(testOrigin, 9), EventID(testOrigin, 99_999), EventID("other", 7), "something else", EventID(testOrigin, 10) + "x"}
+		for _, i := range []uint64{3, 150, 199} {
+			h.sink.twiceOK[EventID(testOrigin, i)] = true
+		}
+		h.start()
+		h.until(10*time.Minute, "it was compared once", func() bool { return len(h.book.noted("compared")) > 0 })
+		r := h.book.noted("compared")[0]
+		if r.Outcome != "failure" || r.Event.Cause != "missing" || r.Event.Count != 199 || r.Event.Exact ||
+			!slices.Equal(r.Links, []string{"first:0", "last:199", "grade:G3", "missing:3", "extra:2", "duplicate:1"}) {
+			t.Errorf("%+v", r)
+		}
+		if s := h.status(); s.Missing != 3 || len(s.Alarms) != 2 || h.eng.Low() != 0 {
+			t.Errorf("%+v, low %d", s, h.eng.Low())
+		}
+		h.until(20*time.Minute, "the first window is whole", func() bool { return h.stored().Compared >= 200 })
+		if s := h.status(); s.Missing != 0 {
+			t.Errorf("%d are missing still", s.Missing)
+		}
+		h.until(20*time.Minute, "the second window is whole", func() bool { return h.stored().Compared >= 400 })
+		time.Sleep(30 * time.Minute)
+		if c := h.stored().Compared; c != 400 {
+			t.Errorf("a window that is not full was compared early: %d", c)
+		}
+		h.until(2*time.Hour, "the rest is compared after an hour", func() bool { return h.stored().Compared == 500 })
+		h.end()
+		h.oracle()
+		for i, w := range f.finds {
+			if w.To-w.From > 200 || w.Since != h.book.timeOf(w.From).UTC().Truncate(time.Microsecond) || w.Until.Before(w.Since) {
+				t.Errorf("search %d: %+v", i, w)
+			}
+		}
+		if n := h.sink.taken[EventID(testOrigin, 150)]; n != 2 {
+			t.Errorf("the record that was lost arrived %d times", n)
+		}
+	})
+}
+
+// A search that fails is repeated later and proves nothing.
+func TestCompareFails(t *testing.T) {
+	in(t, 0, 1, func(t *testing.T, _ *house) {
+		h, f := comparedHouse(t, 200)
+		f.fail = errFault
+		h.start()
+		time.Sleep(time.Hour)
+		if h.stored().Compared != 0 || f.searches() < 5 || f.searches() > 15 || len(h.book.noted("compared")) > 0 {
+			t.Errorf("compared up to %d after %d searches", h.stored().Compared, f.searches())
+		}
+		f.mu.Lock()
+		f.fail = nil
+		f.mu.Unlock()
+		h.until(10*time.Minute, "it is compared", func() bool { return h.stored().Compared == 200 })
+		h.end()
+		if r := h.book.noted("compared"); len(r) != 1 || !r[0].Event.Exact || r[0].Event.Cause != "complete" {
+			t.Errorf("%+v", r)
+		}
+	})
+}
+
+// A record that is missing again and again is never given up.
+func TestCompareNeverGivesUp(t *testing.T) {
+	in(t, 0, 1, func(t *testing.T, _ *house) {
+		h, f := comparedHouse(t, 200)
+		f.lose[20] = 4
+		h.sink.twiceOK[EventID(testOrigin, 20)] = true
+		h.start()
+		h.until(2*time.Hour, "it is compared", func() bool { return h.stored().Compared == 200 })
+		h.end()
+		if n := len(h.book.noted("compared")); n != 5 || h.sink.taken[EventID(testOrigin, 20)] != 5 {
+			t.Errorf("%d comparisons, %d copies", n, h.sink.taken[EventID(testOrigin, 20)])
+		}
+	})
+}

@@ -1,0 +1,306 @@
+package deliver
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"sync"
+	"time"
+
+	"github.com/gatebook/gatebook/internal/book"
+	"github.com/gatebook/gatebook/internal/book/record"
+)
+
+// source is the book as the feed reads it.
+type source interface {
+	// Open returns what can be read now.
+	Open() (view, error)
+}
+
+// view is the book at one moment; it belongs to one goroutine at a time.
+type view interface {
+	Signed() (origin string, size uint64)
+	Forward(from, to uint64, reveal bool, fn func(*book.Entry) error) error
+	Close() error
+}
+
+// readers makes a source of a Book.
+type readers struct{ b Book }
+
+// Open implements source.
+func (r readers) Open() (view, error) { return r.b.Reader() }
+
+const (
+	chunkItems  = 1024
+	chunkBytes  = 1 << 20
+	entryCost   = 2 << 10         // of a decoded record, about, beside its bytes
+	streamsMost = 4               // readings that stand open
+	streamIdle  = 5 * time.Second // after which one is closed
+	chunkIdle   = time.Minute     // after which nothing is remembered
+)
+
+// chunk is some consecutive leaves of the book, decoded. It never changes.
+type chunk struct {
+	from, to uint64 // leaves that it answers for, those without a record included
+	entries  []book.Entry
+	bytes    int
+}
+
+// stream is a reading that stands open so that the next chunk costs no search.
+type stream struct {
+	reveal bool
+	at, to uint64
+	busy   bool
+	used   time.Time
+	view   view
+	pull   func() (*chunk, error, bool)
+	stop   func()
+}
+
+// feed hands out chunks of one log to all sinks and remembers the newest, so
+// that sinks that are near each other share the work. It is safe for concurrent
+// use.
+type feed struct {
+	src    source
+	origin string
+	most   int // bytes of remembered chunks
+
+	mu      sync.Mutex
+	change  sync.Cond
+	chunks  map[bool][]*chunk // by reveal, oldest use first
+	held    int
+	streams []*stream
+	opened  int       // streams so far, for tests of what reading costs
+	asked   time.Time // when anything was last wanted
+}
+
+func newFeed(src source, origin string, most int) *feed {
+	f := &feed{src: src, origin: origin, most: most, chunks: map[bool][]*chunk{}}
+	f.change.L = &f.mu
+	return f
+}
+
+var errOtherLog = errors.New("the book is another log than the engine was started with")
+
+// chunk returns leaves that begin at or before `from` and end behind it, and no
+// later than `to`, which is signed. An error is about the whole read; nothing is
+// left out.
+func (f *feed) chunk(from, to uint64, reveal bool) (*chunk, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked = time.Now()
+	for {
+		if c := f.remembered(from, reveal); c != nil {
+			return c, nil
+		}
+		s := f.streamAt(from, reveal)
+		if s == nil {
+			break
+		}
+		if !s.busy {
+			return f.read(s)
+		}
+		f.change.Wait() // somebody reads just this
+	}
+	s, err := f.open(from, to, reveal)
+	if err != nil {
+		return nil, err
+	}
+	return f.read(s)
+}
+
+func (f *feed) remembered(from uint64, reveal bool) *chunk {
+	list := f.chunks[reveal]
+	for i, c := range list {
+		if c.from <= from && from < c.to {
+			copy(list[i:], list[i+1:])
+			list[len(list)-1] = c
+			return c
+		}
+	}
+	return nil
+}
+
+func (f *feed) streamAt(from uint64, reveal bool) *stream {
+	for _, s := range f.streams {
+		if s.at == from && s.reveal == reveal {
+			return s
+		}
+	}
+	return nil
+}
+
+// read takes the next chunk of a stream. f.mu is let go of meanwhile.
+func (f *feed) read(s *stream) (*chunk, error) {
+	s.busy = true
+	f.mu.Unlock()
+	c, err, ok := s.pull()
+	f.mu.Lock()
+	s.busy, s.used = false, time.Now()
+	if !ok && err == nil {
+		err = fmt.Errorf("the book ended before index %d", s.to)
+	}
+	if err != nil {
+		f.close(s)
+		f.change.Broadcast()
+		return nil, err
+	}
+	if s.at = c.to; s.at >= s.to {
+		f.close(s)
+	}
+	f.remember(c, s.reveal)
+	f.change.Broadcast()
+	return c, nil
+}
+
+// remember keeps a chunk as long as there is room.
+func (f *feed) remember(c *chunk, reveal bool) {
+	f.chunks[reveal] = append(f.chunks[reveal], c)
+	f.held += c.bytes
+	for f.held > f.most {
+		side := reveal
+		if len(f.chunks[side]) <= 1 {
+			side = !side
+		}
+		if len(f.chunks[side]) == 0 {
+			return
+		}
+		f.held -= f.chunks[side][0].bytes
+		f.chunks[side][0] = nil
+		f.chunks[side] = f.chunks[side][1:]
+	}
+}
+
+// open begins a reading of [from, to).
+func (f *feed) open(from, to uint64, reveal bool) (*stream, error) {
+	v, err := f.src.Open()
+	if err != nil {
+		return nil, err
+	}
+	origin, size := v.Signed()
+	if origin != f.origin {
+		return nil, errors.Join(errOtherLog, v.Close())
+	}
+	if to > size {
+		return nil, errors.Join(fmt.Errorf("leaves up to %d are wanted and only %d are signed", to, size), v.Close())
+	}
+	f.makeRoom()
+	s := &stream{reveal: reveal, at: from, to: to, view: v, used: time.Now()}
+	s.pull, s.stop = iter.Pull2(chunksOf(v, from, to, reveal))
+	f.streams = append(f.streams, s)
+	f.opened++
+	return s, nil
+}
+
+// makeRoom closes the stream that was used longest ago if there are many.
+func (f *feed) makeRoom() {
+	if len(f.streams) < streamsMost {
+		return
+	}
+	var old *stream
+	for _, s := range f.streams {
+		if !s.busy && (old == nil || s.used.Before(old.used)) {
+			old = s
+		}
+	}
+	if old != nil {
+		f.close(old)
+	}
+}
+
+// close ends a stream that nobody is reading.
+func (f *feed) close(s *stream) {
+	for i := range f.streams {
+		if f.streams[i] == s {
+			f.streams = append(f.streams[:i], f.streams[i+1:]...)
+			break
+		}
+	}
+	s.stop()
+	_ = s.view.Close() // only files that were read
+}
+
+// tidy lets go of what has not been used for a while; of all if so told.
+func (f *feed) tidy(all bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if all || time.Since(f.asked) > chunkIdle {
+		clear(f.chunks)
+		f.held = 0
+	}
+	for i := len(f.streams) - 1; i >= 0; i-- {
+		if s := f.streams[i]; !s.busy && (all || time.Since(s.used) > streamIdle) {
+			f.close(s)
+		}
+	}
+}
+
+// errStopped ends a reading that nobody wants to go on with.
+var errStopped = errors.New("stopped")
+
+// chunksOf cuts a reading into chunks. The last one answers for leaves up to
+// `to`, records or not.
+func chunksOf(v view, from, to uint64, reveal bool) iter.Seq2[*chunk, error] {
+	return func(give func(*chunk, error) bool) {
+		c := newCutter(from)
+		err := v.Forward(from, to, reveal, func(e *book.Entry) error {
+			c.add(e)
+			if len(c.entries) < chunkItems && c.bytes < chunkBytes {
+				return nil
+			}
+			if !give(c.cut(e.Index+1), nil) {
+				return errStopped
+			}
+			return nil
+		})
+		switch {
+		case errors.Is(err, errStopped):
+		case err != nil:
+			give(nil, err)
+		case c.from < to:
+			give(c.cut(to), nil)
+		}
+	}
+}
+
+// cutter collects copies of entries until there are enough for a chunk.
+type cutter struct {
+	from    uint64
+	block   []record.Record // being filled; a Record is large, so there is no one slice that grows
+	entries []book.Entry    // Frame and Personal are set at the end
+	ends    []int           // in arena, two for each entry
+	arena   []byte
+	bytes   int
+}
+
+func newCutter(from uint64) *cutter { return &cutter{from: from} }
+
+func (c *cutter) add(e *book.Entry) {
+	if len(c.block) == cap(c.block) {
+		c.block = make([]record.Record, 0, max(1, min(2*cap(c.block), 64)))
+	}
+	c.block = append(c.block, *e.Record)
+	c.entries = append(c.entries, book.Entry{Index: e.Index, Record: &c.block[len(c.block)-1], Sealed: e.Sealed})
+	c.arena = append(c.arena, e.Frame...)
+	c.ends = append(c.ends, len(c.arena))
+	c.arena = append(c.arena, e.Personal...)
+	c.ends = append(c.ends, len(c.arena))
+	c.bytes += len(e.Frame) + len(e.Personal)
+}
+
+func (c *cutter) cut(to uint64) *chunk {
+	at := 0
+	for i := range c.entries {
+		frame, personal := c.ends[2*i], c.ends[2*i+1]
+		c.entries[i].Frame = c.arena[at:frame:frame]
+		if personal > frame {
+			c.entries[i].Personal = c.arena[frame:personal:personal]
+		}
+		at = personal
+	}
+	out := &chunk{from: c.from, to: to, entries: c.entries, bytes: c.bytes + entryCost*len(c.entries)}
+	// The next chunk will be about as large.
+	n := len(c.entries)
+	*c = cutter{from: to, entries: make([]book.Entry, 0, n), ends: make([]int, 0, 2*n), arena: make([]byte, 0, c.bytes+c.bytes/16)}
+	return out
+}

@@ -1,0 +1,351 @@
+package deliver
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+	"slices"
+	"time"
+
+	"github.com/gatebook/gatebook/internal/book"
+	"github.com/gatebook/gatebook/internal/book/record"
+)
+
+// await puts a piece in its place among those that wait.
+func (r *runner) await(p *piece) {
+	if len(p.at) == 0 {
+		return
+	}
+	first := p.first()
+	i, _ := slices.BinarySearchFunc(r.pieces, first, func(q *piece, at uint64) int {
+		if q.first() < at {
+			return -1
+		}
+		return 1
+	})
+	r.pieces = slices.Insert(r.pieces, i, p)
+}
+
+// sendDue is when the next piece may be sent.
+func (r *runner) sendDue() (time.Time, bool) {
+	if len(r.pieces) == 0 || r.halted() || r.flying >= r.abreast() {
+		return time.Time{}, false
+	}
+	var at time.Time
+	found := false
+	for _, p := range r.pieces {
+		if !p.b.hold && (!found || p.after.Before(at)) {
+			at, found = p.after, true
+		}
+	}
+	if !found {
+		return at, false
+	}
+	if r.gate.until.After(at) {
+		at = r.gate.until
+	}
+	if r.pause != nil && r.pause.next.After(at) {
+		at = r.pause.next
+	}
+	return at, true
+}
+
+// abreast is how many sends may be under way: one while the sink is in trouble.
+func (r *runner) abreast() int {
+	if r.gate.level > 0 || r.pause != nil {
+		return 1
+	}
+	return r.lim.InFlight
+}
+
+// dispatch begins what may be sent now.
+func (r *runner) dispatch(now time.Time) {
+	for {
+		at, ok := r.sendDue()
+		if !ok || at.After(now) {
+			return
+		}
+		i := slices.IndexFunc(r.pieces, func(p *piece) bool { return !p.b.hold && !p.after.After(now) })
+		p := r.pieces[i]
+		if r.stale(p, now) {
+			r.replan(p.b, now.UTC())
+			if !p.b.errand {
+				p.b.hold = true
+				r.write(now)
+			}
+			continue
+		}
+		r.pieces = slices.Delete(r.pieces, i, i+1)
+		r.send(p)
+	}
+}
+
+// send begins one send.
+func (r *runner) send(p *piece) {
+	p.attempt++
+	p.b.sent = true
+	for _, i := range p.at {
+		p.b.fate[i].attempts++
+	}
+	r.flying++
+	r.sends++
+	b, n := p.cut(), r.sends
+	go func() { r.results <- outcome{p, guarded(r.sendCtx, r.c.SendTimeout, r.c.Sink, b), n} }()
+}
+
+// guarded sends with a bound in time, and takes a panic for an answer that
+// nobody understood.
+func guarded(ctx context.Context, most time.Duration, s Sink, b *Batch) (res Result) {
+	ctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	defer func() {
+		if p := recover(); p != nil {
+			res = Result{Class: Retry, Ambiguous: true, Cause: "panic", Detail: scrub(fmt.Sprintf("%v\n%s", p, debug.Stack()))}
+		}
+	}()
+	return s.Send(ctx, b)
+}
+
+// landed takes the outcome of a send.
+func (r *runner) landed(o outcome) {
+	now := time.Now()
+	r.flying--
+	if o.p.b.dropped {
+		return // sent again from an earlier index on
+	}
+	res := o.res
+	if res.Items != nil && len(res.Items) != len(o.p.at) {
+		res = Result{Class: Retry, Ambiguous: true, Status: res.Status, Cause: "item_count",
+			Detail: fmt.Sprintf("%d results for %d items", len(res.Items), len(o.p.at))}
+	}
+	if res.Items == nil {
+		r.whole(now, &o, &res)
+	} else {
+		r.parts(now, &o, &res)
+	}
+	r.advance()
+}
+
+// whole takes one result for all items of a piece.
+func (r *runner) whole(now time.Time, o *outcome, res *Result) {
+	p := o.p
+	if res.Ambiguous && res.Class != Done {
+		for _, i := range p.at {
+			p.b.fate[i].ambiguous = true
+		}
+	}
+	if res.Class != Done {
+		r.complaint(res)
+	}
+	switch res.Class {
+	case Done:
+		r.delivered(now, o.n)
+		for _, i := range p.at {
+			r.finish(p.b, i, res.Grade)
+		}
+	case Split, Poison:
+		if res.Class == Split {
+			r.gate.atLeast(now, min(res.After, r.c.AfterMax))
+		}
+		r.smaller(now, p, p.at, res)
+	case Pause:
+		r.pauses(now, res)
+		r.await(p)
+	default:
+		r.retries++
+		r.gate.fail(now, &r.c, res.After, o.n, r.sends)
+		r.await(p)
+	}
+}
+
+// parts takes a result for each item of a piece. What was taken is done; the
+// rest goes on without it.
+func (r *runner) parts(now time.Time, o *outcome, all *Result) {
+	p := o.p
+	again := &piece{b: p.b, attempt: p.attempt}
+	var large []int
+	var worst *Result
+	for n, i := range p.at {
+		res := &all.Items[n]
+		if res.Ambiguous && res.Class != Done {
+			p.b.fate[i].ambiguous = true
+		}
+		if res.Class != Done {
+			r.complaint(res)
+		}
+		switch res.Class {
+		case Done:
+			r.delivered(now, o.n)
+			r.finish(p.b, i, res.Grade)
+		case Poison:
+			r.smaller(now, p, []int{i}, res)
+		case Split:
+			large, worst = append(large, i), res
+		case Pause:
+			r.pauses(now, res)
+			again.at = append(again.at, i)
+		default:
+			r.gate.atLeast(now, min(res.After, r.c.AfterMax))
+			again.at = append(again.at, i)
+		}
+	}
+	if len(large) > 0 {
+		r.smaller(now, p, large, worst)
+	}
+	again.after = now.Add(backoff(r.c.BackoffMin, r.c.BackoffMax, again.attempt))
+	r.await(again)
+}
+
+// smaller sends items in two halves; a single one as a stub, or it is refused for
+// good.
+func (r *runner) smaller(now time.Time, p *piece, at []int, res *Result) {
+	if len(at) > 1 {
+		half := len(at) / 2
+		r.await(&piece{b: p.b, at: slices.Clone(at[:half]), attempt: p.attempt})
+		r.await(&piece{b: p.b, at: slices.Clone(at[half:]), attempt: p.attempt})
+		return
+	}
+	i := at[0]
+	if res.Class == Split && !p.b.fate[i].stub {
+		if err := r.stubOf(p.b, i); err == nil {
+			r.await(&piece{b: p.b, at: []int{i}, attempt: p.attempt})
+			return
+		}
+	}
+	r.refuse(now, p.b, i, res)
+	if r.refused++; r.refused >= r.c.PoisonRun && !r.lenient {
+		r.pauses(now, &Result{Class: Pause, Cause: "refuses_all", Status: res.Status})
+	}
+}
+
+// delivered notes that the sink takes records. A send that began before there was
+// trouble says nothing about the trouble.
+func (r *runner) delivered(now time.Time, n int64) {
+	if n > r.gate.sends {
+		r.gate.open()
+	}
+	if n > r.renewals {
+		r.renewed = false
+	}
+	r.lenient, r.refused = false, 0
+	r.lastOK = now
+	if r.failing == "" {
+		r.lastErr = ""
+	}
+	if r.pause != nil && n > r.pause.sends {
+		r.note(now, r.event("sink_resumed", r.pause.cause))
+		r.pause = nil
+	}
+}
+
+// finish settles an item that was delivered.
+func (r *runner) finish(b *batch, i int, g Grade) {
+	f := &b.fate[i]
+	if f.settled {
+		return
+	}
+	f.settled = true
+	b.left--
+	t := tally{Count: 1, Grade: g}
+	if f.ambiguous || !b.errand && (b.items[i].Index < r.maybe || b.items[i].Index < r.st.High) {
+		t.Ambiguous = 1
+	}
+	if f.stub {
+		t.Stubs = 1
+	}
+	if b.items[i].Late {
+		t.Late = 1
+	}
+	b.sum.add(t)
+	r.sum.add(t)
+	r.released(b.items[i].Index)
+}
+
+// advance moves the cursor over what is settled without a hole.
+func (r *runner) advance() {
+	for len(r.plan) > 0 && r.plan[0].left == 0 {
+		b := r.plan[0]
+		r.plan = r.plan[1:]
+		r.release(b)
+		r.st.Cursor = b.to
+		r.st.High = max(r.st.High, b.to)
+		r.st.Receipt.add(b.sum)
+		r.dirty = true
+	}
+	for _, b := range r.plan {
+		if b.left == 0 && b.items != nil {
+			r.release(b)
+		}
+	}
+	r.errands = slices.DeleteFunc(r.errands, func(b *batch) bool {
+		if b.left == 0 {
+			r.release(b)
+		}
+		return b.left == 0
+	})
+}
+
+// complaint keeps what the sink said last.
+func (r *runner) complaint(res *Result) {
+	text := res.Cause
+	if res.Status != 0 {
+		text = fmt.Sprintf("%s (status %d)", text, res.Status)
+	}
+	if d := scrub(res.Detail); d != "" {
+		text += ": " + d
+	}
+	if r.failing == "" {
+		r.lastErr = text
+	}
+}
+
+// pauses believes a sink that it takes nothing until somebody has acted, unless
+// its credential turns out to be a new one.
+func (r *runner) pauses(now time.Time, res *Result) {
+	if rn, ok := r.c.Sink.(Renewer); ok && !r.renewed && (res.Status == 401 || res.Status == 403) {
+		r.renewed, r.renewals = true, r.sends
+		changed, err := rn.Renew()
+		if err != nil {
+			r.eng.log.Error("the credential of a sink cannot be read again", "sink", r.c.Name, "err", err)
+		}
+		if changed && err == nil {
+			return
+		}
+	}
+	// The credential is looked at again before the next try.
+	r.renewed = false
+	if r.pause == nil {
+		r.pause = &pause{cause: res.Cause, status: res.Status, since: now}
+		r.eng.log.Error("a sink takes nothing until somebody has acted; nothing is lost meanwhile", "sink", r.c.Name, "cause", res.Cause, "status", res.Status)
+		n := r.event("sink_paused", res.Cause)
+		n.Status, n.Outcome = res.Status, record.Failure
+		r.note(now, n)
+	}
+	r.pause.next, r.pause.sends = now.Add(r.c.PauseRetry), r.sends
+	r.gate.open()
+}
+
+// stubOf puts a stub in the place of an item that is too large for the sink.
+func (r *runner) stubOf(b *batch, i int) error {
+	it := b.items[i]
+	var fresh []byte
+	var err error
+	_, rerr := r.entries(it.Index, it.Index+1, r.signed, func(e *book.Entry) bool {
+		fresh, err = r.stub(nil, it.ID, e, len(it.Body))
+		return true
+	})
+	switch {
+	case rerr != nil:
+		return rerr
+	case err != nil:
+		return err
+	case fresh == nil:
+		return fmt.Errorf("record %d is not in the book", it.Index)
+	}
+	r.held += len(fresh) - len(it.Body)
+	b.bytes += len(fresh) - len(it.Body)
+	b.items = slices.Clone(b.items)
+	b.items[i].Body = fresh
+	b.fate[i].stub = true
+	return nil
+}
