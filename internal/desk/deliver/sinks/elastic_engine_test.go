@@ -35,11 +35,15 @@ func newElasticBook(t *testing.T, n int) *elasticBook {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { b.Close(context.Background()) })
+	var notes sync.WaitGroup // a note waits for a checkpoint, which all of them share
 	for range n {
-		if err := b.Note(t.Context(), &record.Record{Kind: record.KindAlert, Outcome: record.Success, Event: record.Event{Name: "test"}}); err != nil {
-			t.Fatal(err)
-		}
+		notes.Go(func() {
+			if err := b.Note(t.Context(), &record.Record{Kind: record.KindAlert, Outcome: record.Success, Event: record.Event{Name: "test"}}); err != nil {
+				t.Error(err)
+			}
+		})
 	}
+	notes.Wait()
 	if err := b.Sign(t.Context()); err != nil {
 		t.Fatal(err)
 	}

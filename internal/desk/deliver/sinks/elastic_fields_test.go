@@ -28,9 +28,7 @@ func projected(t *testing.T) [][]byte {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, line := range bytes.Split(bytes.TrimSpace(b), []byte("\n")) {
-			out = append(out, line)
-		}
+		out = append(out, bytes.Split(bytes.TrimSpace(b), []byte("\n"))...)
 	}
 	return out
 }
