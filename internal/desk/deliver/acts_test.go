@@ -185,7 +185,7 @@ func TestQuarantineActs(t *testing.T) {
 		h.must(err)
 		h.until(time.Minute, "it was sent again", func() bool { return h.status().Resending == 0 })
 		h.jailIs(7, 37, 67)
-		bad = false
+		h.sink.with(func() { bad = false })
 		n, err = h.eng.Requeue(ctx, anna, "s", nil)
 		h.must(err)
 		if n != 3 {

@@ -193,7 +193,7 @@ func TestRefusesAll(t *testing.T) {
 		// An operator may say that it is so: then they all go into quarantine.
 		h.must(h.eng.Resume(context.Background(), anna, "s"))
 		h.until(time.Hour, "many are in quarantine", func() bool { return h.status().Quarantine >= 100 })
-		refuse = false
+		h.sink.with(func() { refuse = false })
 		h.until(time.Hour, "all is settled", h.settled)
 		h.end()
 		h.oracle()
@@ -229,10 +229,12 @@ func TestLate(t *testing.T) {
 		h.start()
 		time.Sleep(2 * time.Hour)
 		st := h.stored()
-		if len(st.Plan) == 0 || !st.Plan[0].planned().Equal(planned) {
-			t.Errorf("planned %v, stored %v", planned, st.Plan[0].planned())
-		}
-		away = false
+		h.sink.with(func() {
+			if len(st.Plan) == 0 || !st.Plan[0].planned().Equal(planned) {
+				t.Errorf("planned %v, stored %+v", planned, st.Plan)
+			}
+			away = false
+		})
 		h.until(time.Hour, "all is settled", h.settled)
 		s := h.status()
 		h.end()
@@ -257,14 +259,19 @@ var errNoStub = errors.New("no stub")
 // none, or they would go on for ever.
 func TestReceipts(t *testing.T) {
 	in(t, 100, 10, func(t *testing.T, h *house) {
+		var mu sync.Mutex
 		kinds := map[uint64]record.Kind{}
 		h.book.kind = func(i uint64) record.Kind {
+			mu.Lock()
+			defer mu.Unlock()
 			if k, ok := kinds[i]; ok {
 				return k
 			}
 			return record.KindRequest
 		}
 		h.book.grow = func(r *record.Record) { // what is noted is delivered too
+			mu.Lock()
+			defer mu.Unlock()
 			kinds[h.book.signed] = r.Kind
 			h.book.signed++
 		}
@@ -275,12 +282,13 @@ func TestReceipts(t *testing.T) {
 		}
 		h.start()
 		time.Sleep(5 * time.Minute)
-		n := h.book.signed
+		_, n := h.book.Signed()
 		time.Sleep(3 * time.Hour)
-		if h.book.signed != n {
-			t.Errorf("an idle book grew from %d to %d", n, h.book.signed)
+		_, later := h.book.Signed()
+		if later != n {
+			t.Errorf("an idle book grew from %d to %d", n, later)
 		}
-		h.book.sign(h.book.signed + 50)
+		h.book.sign(later + 50)
 		time.Sleep(5 * time.Minute)
 		h.end()
 		h.oracle()
@@ -406,25 +414,25 @@ func TestWritesAreRare(t *testing.T) {
 		h.start()
 		h.until(time.Minute, "all is settled", h.settled)
 		time.Sleep(time.Minute) // the receipt
-		writes, reads := h.store.n, h.book.reads
+		writes, reads := h.store.writes(), h.book.handedOut()
 		time.Sleep(time.Hour)
-		if h.store.n != writes || h.book.reads != reads {
-			t.Errorf("%d writes and %d records read in an idle hour", h.store.n-writes, h.book.reads-reads)
+		if h.store.writes() != writes || h.book.handedOut() != reads {
+			t.Errorf("%d writes and %d records read in an idle hour", h.store.writes()-writes, h.book.handedOut()-reads)
 		}
 		for range 100 {
 			time.Sleep(time.Second)
 			h.book.sign(h.book.signed + 3)
 		}
-		if n := h.store.n - writes; n > 110 {
+		if n := h.store.writes() - writes; n > 110 {
 			t.Errorf("%d writes in 100 s at a trickle", n)
 		}
-		writes, reads = h.store.n, h.book.reads
+		writes, reads = h.store.writes(), h.book.handedOut()
 		h.book.sign(h.book.signed + 100_000)
 		h.until(time.Minute, "all is settled", h.settled)
-		if n := h.store.n - writes; n > 50 {
+		if n := h.store.writes() - writes; n > 50 {
 			t.Errorf("%d writes for 10,000 batches", n)
 		}
-		if n := h.book.reads - reads; n > 101_000 {
+		if n := h.book.handedOut() - reads; n > 101_000 {
 			t.Errorf("%d records read for 100,000", n)
 		}
 		h.end()

@@ -177,18 +177,19 @@ func (d *drain) Send(context.Context, *Batch) Result {
 	return Result{Class: Done, Grade: Durable}
 }
 
-// BenchmarkCatchUp is how fast a sink that was away catches up with a real book
-// of sealed segments and a WAL, frames copied as they are.
-func BenchmarkCatchUp(b *testing.B) {
+// CatchUp is how fast a sink that was away catches up with a real book of sealed
+// segments and a WAL.
+func CatchUp(b *testing.B, form func(origin string) Projection) {
 	const n = 150_000
 	bk := newRealBook(b)
 	bk.fill(n)
 	if err := bk.Sign(context.Background()); err != nil {
 		b.Fatal(err)
 	}
+	origin, _ := bk.Signed()
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
-		e := bk.run(SinkConfig{Name: fmt.Sprint("s", i), Sink: &drain{Limits{Items: 1000, Bytes: 4 << 20, Item: 1 << 20, InFlight: 4}}, Projection: &whole{}})
+		e := bk.run(SinkConfig{Name: fmt.Sprint("s", i), Sink: &drain{Limits{Items: 1000, Bytes: 4 << 20, Item: 1 << 20, InFlight: 4}}, Projection: form(origin)})
 		for _, s := range e.Status() {
 			if s.Writes > 60 {
 				b.Errorf("%d writes of the cursor", s.Writes)

@@ -185,6 +185,20 @@ func newDisk() *memDisk { return &memDisk{m: map[[2]string][]byte{}} }
 
 var errFault = errors.New("input/output error")
 
+// writes is how often something was written.
+func (s *memStore) writes() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.n
+}
+
+// handedOut is how many records were read.
+func (f *fakeBook) handedOut() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.reads
+}
+
 func (s *memStore) kill() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -365,6 +379,13 @@ func (d *double) count() int {
 	return len(d.taken)
 }
 
+// with does something that the script must not see half done.
+func (d *double) with(fn func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	fn()
+}
+
 // sends is how often something was sent.
 func (d *double) sends() int {
 	d.mu.Lock()
@@ -493,7 +514,10 @@ func (h *house) jailed() map[string]*Quarantined {
 }
 
 // settled reports whether everything signed is settled and written.
-func (h *house) settled() bool { return h.stored().Cursor == h.book.signed }
+func (h *house) settled() bool {
+	_, signed := h.book.Signed()
+	return h.stored().Cursor == signed
+}
 
 // until waits in fake time for something to become true.
 func (h *house) until(most time.Duration, what string, ok func() bool) {
