@@ -183,13 +183,17 @@ func (r *receiver) holding(t *testing.T, n int) {
 	r.wait(t, fmt.Sprintf("%d records", n), func() bool { return len(r.copies) >= n })
 }
 
-// refusing waits for n more requests that are not taken.
+// refusals is how many requests were not taken so far.
+func (r *receiver) refusals() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.refused
+}
+
+// refusing waits until more requests than n have not been taken.
 func (r *receiver) refusing(t *testing.T, n int) {
 	t.Helper()
-	r.mu.Lock()
-	want := r.refused + n
-	r.mu.Unlock()
-	r.wait(t, fmt.Sprintf("%d refusals", n), func() bool { return r.refused >= want })
+	r.wait(t, fmt.Sprintf("more than %d refusals", n), func() bool { return r.refused > n })
 }
 
 // withSinks adds sinks to the site's configuration.
