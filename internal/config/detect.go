@@ -21,7 +21,7 @@ type DetectRule struct {
 	Times    int64      `key:"times" min:"2" max:"1000" doc:"The number must also be so many times the most that the key had in a window of the last one to two weeks."`
 	Learn    Duration   `key:"learn" max:"30d" doc:"How long the past is learned first, with times or new."`
 	After    string     `key:"after" form:"expression" doc:"So many (count) of the records that this takes must have come in the window before one that where takes, and none that where takes."`
-	New      string     `key:"new" form:"fieldpath" doc:"An alert for each value of this field that the key has not had before."`
+	New      string     `key:"new" form:"fieldpath" doc:"An alert for each value of this field that the key has not had before; beside after, none for a value that it has had before."`
 	Hours    *RuleHours `key:"hours" doc:"Only what happens outside of these hours counts."`
 	Unless   string     `key:"unless" form:"rule" doc:"No alert about a key that an alert of this name, of the gate, was about within a window."`
 }
@@ -124,7 +124,7 @@ func (d *decoder) checkDetect(f *File) {
 		if r.New == "" && r.Count == 0 && d.quiet(path+".count") && d.quiet(path+".new") {
 			d.report(d.where(path), path, "the rule has no count", "say how many make an alert, or name in new a field whose first values do")
 		}
-		for _, pair := range [][2]string{{"after", "distinct"}, {"after", "times"}, {"after", "new"}, {"new", "distinct"}, {"new", "times"}} {
+		for _, pair := range [][2]string{{"after", "distinct"}, {"after", "times"}, {"new", "distinct"}, {"new", "times"}} {
 			_, a := d.at[path+"."+pair[0]]
 			if _, b := d.at[path+"."+pair[1]]; a && b {
 				d.report(d.where(path+"."+pair[1]), path+"."+pair[1], pair[1]+" and "+pair[0]+" do not go together", "make two rules of it")
