@@ -35,7 +35,7 @@ var mayImport = map[string]struct {
 	"internal/book/keys":      {nil, "keys can be reasoned about alone"},
 	"internal/book/redact":    {s("internal/book/record"), "it works on records and on nothing else"},
 	"internal/book/ledger":    {s("internal/book/store", "internal/pace"), "it holds opaque bytes and can be audited alone: never record, never keys"},
-	"internal/book":           {s("internal/book/keys", "internal/book/ledger", "internal/book/record", "internal/book/redact", "internal/book/store"), "it joins them; it knows neither gate nor desk"},
+	"internal/book":           {s("internal/book/keys", "internal/book/ledger", "internal/book/record", "internal/book/redact", "internal/book/store", "internal/pace"), "it joins them; it knows neither gate nor desk"},
 	"internal/gate/canon":     {nil, "the canonical request is the ground that the gate stands on"},
 	"internal/gate/authn":     {s("internal/gate/canon", "internal/kv", "internal/reason"), "children of gate do not know one another, nor the book"},
 	"internal/gate/authz":     {s("internal/gate/canon", "internal/reason"), "children of gate do not know one another, nor the book"},

@@ -130,8 +130,6 @@ func (r *receiver) behave(answer func(*http.Request) int, hang bool) {
 	}
 }
 
-func always(code int) func(*http.Request) int { return func(*http.Request) int { return code } }
-
 // held returns how many copies there are of each index.
 func (r *receiver) held(t *testing.T) map[uint64]int {
 	t.Helper()

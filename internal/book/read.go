@@ -13,6 +13,7 @@ import (
 	"github.com/gatebook/gatebook/internal/book/ledger"
 	"github.com/gatebook/gatebook/internal/book/record"
 	"github.com/gatebook/gatebook/internal/book/store"
+	"github.com/gatebook/gatebook/internal/pace"
 )
 
 // Entry is one record as a reader gets it. It is valid only during the call.
@@ -257,6 +258,10 @@ func (r *Reader) Prove(id record.ID, reveal bool) (*ledger.Proof, *Disclosure, e
 	})
 	return p, d, err
 }
+
+// Pace is the long work beside the traffic that the book's own belongs to:
+// others join it so that all of them together keep nobody waiting.
+func (b *Book) Pace() *pace.Group { return b.ledger.Pace() }
 
 // Sign signs a checkpoint over everything recorded so far, ahead of the next
 // regular one.

@@ -6,16 +6,28 @@ package pace
 import (
 	"os"
 	"runtime"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
 
+// Group is the long work of one process, as far as it gives way to the same
+// traffic: all of it together gets one slice between two looks at the network, so
+// that three sinks make nobody wait three times as long. A nil Group is one of
+// its own for every Slicer. It is safe for concurrent use.
+type Group struct {
+	ends    atomic.Uint64 // slices that have ended
+	refused atomic.Uint64 // times that somebody had to look again
+}
+
 // Slicer makes long work yield to traffic. It belongs to one goroutine, which
 // closes it.
 type Slicer struct {
+	group *Group
 	now   func() time.Time
 	begun time.Time
-	turn  *turn // nil until the first slice ends, or if there can be none
+	seen  uint64 // refusals of the group when it last looked
+	turn  *turn  // nil until the first slice ends, or if there can be none
 	tried bool
 }
 
@@ -27,8 +39,17 @@ const sliceLength = 100 * time.Microsecond
 // than the rest.
 const sliceEarly = sliceLength / 2
 
+// mostRefused bounds how often somebody looks again because another slice came
+// first: work may be slow beside other work, and goes on.
+const mostRefused = 4
+
 // New begins a slice by the clock given.
-func New(now func() time.Time) *Slicer { return &Slicer{now: now, begun: now()} }
+func (g *Group) New(now func() time.Time) *Slicer {
+	if g == nil {
+		g = &Group{}
+	}
+	return &Slicer{group: g, now: now, begun: now()}
+}
 
 // Yield ends the slice if it has been long enough, and lets everything else run
 // that can.
@@ -39,7 +60,25 @@ func (s *Slicer) Yield() {
 	}
 }
 
+// rest returns when the network was looked at after the last slice of the
+// group.
 func (s *Slicer) rest() {
+	s.group.ends.Add(1)
+	if r := s.group.refused.Load(); r != s.seen {
+		s.seen = r
+		s.look() // others were before
+	}
+	for range mostRefused {
+		before := s.group.ends.Load()
+		s.look()
+		if s.group.ends.Load() == before {
+			return
+		}
+		s.group.refused.Add(1)
+	}
+}
+
+func (s *Slicer) look() {
 	if !s.tried {
 		s.tried = true
 		s.turn = newTurn()

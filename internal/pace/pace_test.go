@@ -1,9 +1,11 @@
 package pace
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 )
@@ -12,6 +14,12 @@ import (
 // else works without a pause on the only processor: each of the two ends waits
 // for the poller. With runtime.Gosched alone that comes about every 10 ms.
 func TestSlicerLetsTheNetworkIn(t *testing.T) {
+	for _, workers := range []int{1, 4} {
+		t.Run(fmt.Sprint(workers), func(t *testing.T) { networkComesIn(t, workers) })
+	}
+}
+
+func networkComesIn(t *testing.T, workers int) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -31,20 +39,26 @@ func TestSlicerLetsTheNetworkIn(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	stop, stopped := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(stopped)
-		s := New(time.Now)
-		defer s.Close()
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-				s.Yield()
+	stop := make(chan struct{})
+	var stopped sync.WaitGroup
+	var g Group
+	turns := make([]int, workers) // each is of its worker until all have stopped
+	for i := range workers {
+		stopped.Go(func() {
+			s := g.New(time.Now)
+			defer s.Close()
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					if s.Yield(); s.now().Sub(s.begun) < time.Microsecond {
+						turns[i]++
+					}
+				}
 			}
-		}
-	}()
+		})
+	}
 	const trips = 100
 	begun := time.Now()
 	b := []byte{1}
@@ -58,8 +72,13 @@ func TestSlicerLetsTheNetworkIn(t *testing.T) {
 	}
 	took := time.Since(begun)
 	close(stop)
-	<-stopped
-	t.Logf("%v for one trip", took/trips)
+	stopped.Wait()
+	t.Logf("%v for one trip, slices %v", took/trips, turns)
+	for i, n := range turns {
+		if n == 0 {
+			t.Errorf("worker %d had no slice: %v", i, turns)
+		}
+	}
 	if took > trips*5*time.Millisecond {
 		t.Errorf("%d trips took %v: work off the request path keeps the network out", trips, took)
 	}
@@ -67,7 +86,7 @@ func TestSlicerLetsTheNetworkIn(t *testing.T) {
 
 // TestTurnWithoutPipe still yields.
 func TestTurnWithoutPipe(t *testing.T) {
-	s := New(time.Now)
+	s := (*Group)(nil).New(time.Now)
 	s.turn, s.tried = nil, true
 	s.rest()
 	s.Close()

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/gatebook/gatebook/internal/config"
@@ -80,12 +79,4 @@ func sinkPrint(f *config.File, c *config.Sink, k *sinkKept) (string, error) {
 	}
 	sum := sha256.Sum256(append(append(print[:], k.Key...), f.Node...))
 	return hex.EncodeToString(sum[:16]), nil
-}
-
-// sinkFields names what leaves to a sink, for its record.
-func sinkFields(c *config.Sink) string {
-	if len(c.Fields) == 0 {
-		return "none"
-	}
-	return strings.Join(c.Fields, " ")
 }

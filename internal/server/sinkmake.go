@@ -7,18 +7,19 @@ import (
 	"github.com/gatebook/gatebook/internal/config"
 	"github.com/gatebook/gatebook/internal/desk/deliver"
 	"github.com/gatebook/gatebook/internal/desk/deliver/sinks"
+	"github.com/gatebook/gatebook/internal/pace"
 )
 
 // newSink makes what speaks the protocol of a sink. It reads credentials and
 // certificates and sends nothing.
-func newSink(c *config.Sink) (deliver.Sink, error) {
+func newSink(c *config.Sink, group *pace.Group) (deliver.Sink, error) {
 	switch c.Type {
 	case config.SinkFile:
 		return sinks.NewFile(sinks.FileConfig{Path: string(c.Path), MaxBytes: int64(c.Rotate), MaxAge: c.Age.Std()})
 	case config.SinkStdout:
 		return sinks.NewStdout(os.Stdout), nil
 	}
-	reach, err := sinkSettings(c)
+	reach, err := sinkSettings(c, group)
 	if err != nil {
 		return nil, err
 	}
@@ -36,8 +37,8 @@ func newSink(c *config.Sink) (deliver.Sink, error) {
 }
 
 // sinkSettings are how a sink is reached by HTTP.
-func sinkSettings(c *config.Sink) (sinks.Settings, error) {
-	s := sinks.Settings{URL: c.URL, Plain: c.Plain, Private: c.Local, Timeout: c.Timeout.Std(), Gzip: c.Gzip == "gzip"}
+func sinkSettings(c *config.Sink, group *pace.Group) (sinks.Settings, error) {
+	s := sinks.Settings{URL: c.URL, Plain: c.Plain, Private: c.Local, Timeout: c.Timeout.Std(), Gzip: c.Gzip == "gzip", Pace: group}
 	if c.TLS == nil {
 		return s, nil
 	}

@@ -51,7 +51,7 @@ func openDelivery(ctx context.Context, f *config.File, b *book.Book, store kv.St
 	if err != nil {
 		return nil, err
 	}
-	d.engine, err = deliver.New(deliver.Config{Book: b, State: store, Logger: log, Sinks: configsOf(sinks)})
+	d.engine, err = deliver.New(deliver.Config{Book: b, State: store, Logger: log, Pace: b.Pace(), Sinks: configsOf(sinks)})
 	d.now = sinks
 	return d, err
 }
@@ -161,7 +161,7 @@ func (d *delivery) buildOne(ctx context.Context, f *config.File, c *config.Sink)
 	if err != nil {
 		return nil, err
 	}
-	inner, err := newSink(c)
+	inner, err := newSink(c, d.book.Pace())
 	if err != nil {
 		return nil, err
 	}

@@ -33,7 +33,7 @@ func SetUpSink(ctx context.Context, f *config.File, s SinkSetup) ([]string, erro
 	if c.Type != config.SinkElastic && c.Type != config.SinkOpenSearch {
 		return nil, fmt.Errorf("sink %s is of type %s, which needs no setting up; only elasticsearch and opensearch do", c.Name, c.Type)
 	}
-	reach, err := sinkSettings(c)
+	reach, err := sinkSettings(c, nil)
 	if err != nil {
 		return nil, err
 	}

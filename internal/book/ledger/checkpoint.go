@@ -14,7 +14,6 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/gatebook/gatebook/internal/book/store"
-	"github.com/gatebook/gatebook/internal/pace"
 )
 
 // Tree is a tree head (C2SP tlog-checkpoint): the root over the first Size
@@ -200,7 +199,7 @@ func (l *Ledger) reread(w *walFile, f *frontier, to uint64) error {
 	batches, entries, first := w.batches, w.entries, w.header.first
 	l.mu.RUnlock()
 	var buf []byte
-	slice := pace.New(l.opt.Now)
+	slice := l.opt.Pace.New(l.opt.Now)
 	defer slice.Close()
 	read := w.window(batches, to)
 	for _, b := range batches {

@@ -26,6 +26,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/gatebook/gatebook/internal/book/store"
+	"github.com/gatebook/gatebook/internal/pace"
 )
 
 // Use says what a file key is for.
@@ -95,6 +96,8 @@ type Options struct {
 	CompactMark func(frame, personal []byte) (f, p []byte)
 	// Hint is handed to the codec when records written from now on are sealed.
 	Hint []byte
+	// Pace is the long work that gives way to the same traffic (none but its own).
+	Pace *pace.Group
 	// Now is the clock (time.Now).
 	Now func() time.Time
 	// Ballast is how many bytes are kept on the disk to be given up for items
@@ -130,6 +133,9 @@ func (o *Options) setDefaults() error {
 	o.Prealloc = cmpOr(o.Prealloc, 1<<20)
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Pace == nil {
+		o.Pace = &pace.Group{}
 	}
 	return nil
 }

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/gatebook/gatebook/internal/book/store"
-	"github.com/gatebook/gatebook/internal/pace"
 )
 
 // Recovered is what a start found.
@@ -288,7 +287,7 @@ func (l *Ledger) removeWAL(w *walFile) error {
 	// file without its key is known for what it is by its header.
 	err := l.opt.Keys.DropFileKey(UseWAL, w.header.keyID)
 	if err == nil && w.viewed.Load() == 0 {
-		slice := pace.New(l.opt.Now)
+		slice := l.opt.Pace.New(l.opt.Now)
 		w.shrink(slice.Yield)
 		slice.Close()
 	}

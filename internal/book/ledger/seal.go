@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/gatebook/gatebook/internal/book/store"
-	"github.com/gatebook/gatebook/internal/pace"
 )
 
 // idleSealFactor is how much longer a segment of nothing but housekeeping may
@@ -151,7 +150,7 @@ func (l *Ledger) seal(ctx context.Context, w *walFile) error {
 // bindSegment writes the segment of a WAL file and appends the leaf that binds
 // it.
 func (l *Ledger) bindSegment(ctx context.Context, w *walFile) error {
-	slice := pace.New(l.opt.Now)
+	slice := l.opt.Pace.New(l.opt.Now)
 	defer slice.Close()
 	in, err := l.segmentInput(w, slice.Yield)
 	if err != nil {

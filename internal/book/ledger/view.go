@@ -33,6 +33,9 @@ type View struct {
 // under it.
 const viewTries = 8
 
+// Pace is the long work beside the traffic that the ledger's own belongs to.
+func (l *Ledger) Pace() *pace.Group { return l.opt.Pace }
+
 // View returns the ledger as it is now.
 func (l *Ledger) View() (*View, error) {
 	for try := 0; ; try++ {
@@ -64,7 +67,7 @@ func (l *Ledger) view() (*View, error) {
 	if v.check, err = OpenCheckpoint(v.checkNote, l.verify); err != nil {
 		return nil, errors.Join(err, v.Close())
 	}
-	v.slice = pace.New(l.opt.Now)
+	v.slice = l.opt.Pace.New(l.opt.Now)
 	if v.unpack, err = newUnpacker(); err != nil {
 		return nil, errors.Join(err, v.Close())
 	}

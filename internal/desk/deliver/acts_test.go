@@ -181,7 +181,9 @@ func TestQuarantineActs(t *testing.T) {
 			t.Error("waived without a reason")
 		}
 		// Still refused: stays, with more attempts.
-		n, err = h.eng.Requeue(ctx, anna, "s", []string{EventID(testOrigin, 7)})
+		if n, err = h.eng.Requeue(ctx, anna, "s", []string{EventID(testOrigin, 7)}); n != 1 {
+			t.Errorf("%d sent again", n)
+		}
 		h.must(err)
 		h.until(time.Minute, "it was sent again", func() bool { return h.status().Resending == 0 })
 		h.jailIs(7, 37, 67)
@@ -267,7 +269,7 @@ func TestIndexAt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newBook(3000)
 		f.gap = func(i uint64) bool { return i%7 == 0 || i > 1000 && i < 1100 }
-		m := &maker{feed: newFeed(f, testOrigin, cacheBytes), proj: &plain{}}
+		m := &maker{feed: newFeed(f, testOrigin, cacheBytes, nil), proj: &plain{}}
 		for _, i := range []uint64{0, 1, 6, 8, 999, 1050, 1500, 2998, 2999} {
 			at, err := indexAt(m, 3000, f.timeOf(i))
 			if err != nil || at > i || i > 0 && at+120 < i {

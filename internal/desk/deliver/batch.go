@@ -11,7 +11,6 @@ import (
 
 	"github.com/gatebook/gatebook/internal/book"
 	"github.com/gatebook/gatebook/internal/book/record"
-	"github.com/gatebook/gatebook/internal/pace"
 )
 
 // batch is some consecutive records and what has become of them so far. It
@@ -50,14 +49,6 @@ type piece struct {
 
 func (p *piece) first() uint64 { return p.b.items[p.at[0]].Index }
 
-func (p *piece) bytes() int {
-	n := 0
-	for _, i := range p.at {
-		n += len(p.b.items[i].Body)
-	}
-	return n
-}
-
 // housekeeping kinds make no receipt, or receipts would make receipts.
 func housekeeping(k record.Kind) bool {
 	return k == record.KindDelivery || k == record.KindAccess || k == record.KindHeartbeat
@@ -88,7 +79,7 @@ func idPrefix(origin string) string {
 // entries hands out the records [from, to) until fn says that it is enough, and
 // returns the index it came to. fn may keep what it gets.
 func (m *maker) entries(from, to, signed uint64, fn func(*book.Entry) bool) (uint64, error) {
-	slice := pace.New(time.Now)
+	slice := m.feed.pace.New(time.Now)
 	defer slice.Close()
 	for at := from; at < to; {
 		c, err := m.feed.chunk(at, signed, m.proj.Reveal())

@@ -14,6 +14,7 @@ import (
 	"github.com/gatebook/gatebook/internal/book"
 	"github.com/gatebook/gatebook/internal/book/record"
 	"github.com/gatebook/gatebook/internal/kv"
+	"github.com/gatebook/gatebook/internal/pace"
 )
 
 // Book is what the engine needs of the book.
@@ -31,7 +32,8 @@ type Config struct {
 	State  kv.Store // durable when a write returns
 	Logger *slog.Logger
 	Sinks  []SinkConfig
-	Cache  int // bytes of decoded records kept for sinks that are near each other; 16 MiB
+	Pace   *pace.Group // other long work of the process; nil: none
+	Cache  int         // bytes of decoded records kept for sinks that are near each other; 16 MiB
 
 	src  source        // for tests; nil: Book
 	poll time.Duration // for tests; 0: once a second
@@ -166,7 +168,7 @@ func New(c Config) (*Engine, error) {
 	origin, _ := c.Book.Signed()
 	e := &Engine{
 		book: c.Book, state: c.State, log: c.Logger, origin: origin, every: cmp.Or(c.poll, pollEvery),
-		feed:    newFeed(c.src, origin, cmp.Or(c.Cache, cacheBytes)),
+		feed:    newFeed(c.src, origin, cmp.Or(c.Cache, cacheBytes), c.Pace),
 		runners: map[string]*runner{}, changed: make(chan struct{}, 1),
 	}
 	return e, e.Set(c.Sinks)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/gatebook/gatebook/internal/book"
 	"github.com/gatebook/gatebook/internal/book/record"
+	"github.com/gatebook/gatebook/internal/pace"
 )
 
 // source is the book as the feed reads it.
@@ -64,6 +65,7 @@ type feed struct {
 	src    source
 	origin string
 	most   int // bytes of remembered chunks
+	pace   *pace.Group
 
 	mu      sync.Mutex
 	change  sync.Cond
@@ -74,8 +76,8 @@ type feed struct {
 	asked   time.Time // when anything was last wanted
 }
 
-func newFeed(src source, origin string, most int) *feed {
-	f := &feed{src: src, origin: origin, most: most, chunks: map[bool][]*chunk{}}
+func newFeed(src source, origin string, most int, group *pace.Group) *feed {
+	f := &feed{src: src, origin: origin, most: most, pace: group, chunks: map[bool][]*chunk{}}
 	f.change.L = &f.mu
 	return f
 }

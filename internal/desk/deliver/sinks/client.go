@@ -5,7 +5,6 @@ package sinks
 
 import (
 	"bytes"
-	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +17,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/klauspost/compress/gzip"
 
 	"github.com/gatebook/gatebook/internal/pace"
 )
@@ -48,6 +49,9 @@ type Settings struct {
 	Cert, Key []byte
 	// Timeout bounds one request with its answer; 0: 30 s.
 	Timeout time.Duration
+	// Pace is other long work of the process, with which compressing gives way to
+	// requests; nil: none.
+	Pace *pace.Group
 	// Gzip compresses bodies. The same body gives the same bytes.
 	Gzip bool
 	// Jar keeps cookies of the sink between requests.
@@ -69,7 +73,7 @@ type Client struct {
 	base    *url.URL
 	http    *http.Client
 	timeout time.Duration
-	gzip    bool
+	zip     *zipper // nil: bodies go as they are
 }
 
 // NewClient checks the settings.
@@ -82,7 +86,7 @@ func NewClient(s Settings) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{base: base, timeout: s.Timeout, gzip: s.Gzip}
+	c := &Client{base: base, timeout: s.Timeout, zip: newZipper(s)}
 	if c.timeout == 0 {
 		c.timeout = defaultTimeout
 	}
@@ -146,8 +150,8 @@ func (c *Client) Do(ctx context.Context, method, path string, header http.Header
 	}
 	header.Set("Accept-Encoding", "identity")
 	header.Set("User-Agent", "gatebook")
-	if c.gzip && len(body) > 0 {
-		body = zip(body)
+	if c.zip != nil && len(body) > 0 {
+		body = c.zip.pack(body)
 		header.Set("Content-Encoding", "gzip")
 	}
 	a, reused, err := c.once(ctx, method, path, header, body)
@@ -229,23 +233,38 @@ func readReply(resp *http.Response) (b []byte, cut bool, err error) {
 	return b, false, err
 }
 
-var zippers = sync.Pool{New: func() any { z, _ := gzip.NewWriterLevel(nil, gzip.BestSpeed); return z }}
+// zipper compresses bodies. It is safe for concurrent use.
+type zipper struct {
+	writers sync.Pool
+	pace    *pace.Group
+}
+
+// newZipper returns nil if bodies are not compressed.
+func newZipper(s Settings) *zipper {
+	if !s.Gzip {
+		return nil
+	}
+	return &zipper{pace: s.Pace}
+}
 
 // zipPiece is how much is compressed at a time beside the traffic.
 const zipPiece = 8 << 10
 
-// zip is deterministic: no name, no time, one level.
-func zip(b []byte) []byte {
+// pack is deterministic: no name, no time, one level.
+func (z *zipper) pack(b []byte) []byte {
 	out := bytes.NewBuffer(make([]byte, 0, len(b)/4+64))
-	z := zippers.Get().(*gzip.Writer)
-	defer zippers.Put(z)
-	z.Reset(out)
-	slice := pace.New(time.Now)
+	w, ok := z.writers.Get().(*gzip.Writer)
+	if !ok {
+		w, _ = gzip.NewWriterLevel(nil, gzip.BestSpeed) // the level is a good one
+	}
+	defer z.writers.Put(w)
+	w.Reset(out)
+	slice := z.pace.New(time.Now)
 	defer slice.Close()
 	for piece := range slices.Chunk(b, zipPiece) {
-		_, _ = z.Write(piece) // a Buffer takes everything
+		_, _ = w.Write(piece) // a Buffer takes everything
 		slice.Yield()
 	}
-	_ = z.Close()
+	_ = w.Close()
 	return out.Bytes()
 }

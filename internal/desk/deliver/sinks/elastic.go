@@ -197,7 +197,9 @@ func (e *Elastic) Send(ctx context.Context, b *deliver.Batch) deliver.Result {
 		}
 		return r
 	}
-	return bulkResult(a, b.Items, e.now(), secret)
+	slice := e.set.Pace.New(time.Now)
+	defer slice.Close()
+	return bulkResult(a, b.Items, e.now(), slice.Yield, secret)
 }
 
 // authorize makes the fields of a request that shows a credential.
@@ -230,7 +232,7 @@ func bulkBody(items []deliver.Item) (body []byte, ok bool) {
 	}
 	body = make([]byte, 0, size)
 	for i := range items {
-		if len(items[i].Body) == 0 || bytes.ContainsAny(items[i].Body, "\r\n") || strings.ContainsAny(items[i].ID, "\"\\\r\n") {
+		if len(items[i].Body) == 0 || bytes.IndexByte(items[i].Body, '\n') >= 0 || bytes.IndexByte(items[i].Body, '\r') >= 0 || strings.ContainsAny(items[i].ID, "\"\\\r\n") {
 			return nil, false
 		}
 		body = append(body, `{"create":{"_id":"`...)

@@ -47,10 +47,10 @@ func (i *bulkItem) quarantined() bool {
 // parseBulk reads the items of an answer to a request that sent these. A cause
 // that is not empty says why the answer is not believed: it has to have one item
 // for each that was sent, in their order and with their ids, each about the one
-// operation create.
-func parseBulk(body []byte, sent []deliver.Item) (items []bulkItem, cause string) {
+// operation create. yield is called between them.
+func parseBulk(body []byte, sent []deliver.Item, yield func()) (items []bulkItem, cause string) {
 	var answer struct {
-		Items []map[string]*bulkItem `json:"items"`
+		Items []json.RawMessage `json:"items"`
 	}
 	if err := json.Unmarshal(body, &answer); err != nil {
 		return nil, "bad_answer"
@@ -62,7 +62,12 @@ func parseBulk(body []byte, sent []deliver.Item) (items []bulkItem, cause string
 		return nil, "item_count"
 	}
 	items = make([]bulkItem, len(sent))
-	for i, one := range answer.Items {
+	for i, text := range answer.Items {
+		yield()
+		var one map[string]*bulkItem
+		if err := json.Unmarshal(text, &one); err != nil {
+			return nil, "bad_answer"
+		}
 		item := one["create"]
 		if len(one) != 1 || item == nil {
 			return nil, "item_operation"
@@ -80,7 +85,7 @@ func parseBulk(body []byte, sent []deliver.Item) (items []bulkItem, cause string
 
 // bulkResult is what an answer to a bulk request means for the records sent.
 // What it says in "errors" is not looked at: the items are.
-func bulkResult(a *Answer, sent []deliver.Item, now time.Time, secrets ...string) deliver.Result {
+func bulkResult(a *Answer, sent []deliver.Item, now time.Time, yield func(), secrets ...string) deliver.Result {
 	if a.Status != http.StatusOK {
 		return bulkRefused(a, now, secrets...)
 	}
@@ -92,7 +97,7 @@ func bulkResult(a *Answer, sent []deliver.Item, now time.Time, secrets ...string
 		}
 		return doubt
 	}
-	items, cause := parseBulk(a.Body, sent)
+	items, cause := parseBulk(a.Body, sent, yield)
 	if cause != "" {
 		doubt.Cause = cause
 		if cause == "item_without_id" {

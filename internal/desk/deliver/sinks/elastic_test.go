@@ -355,7 +355,7 @@ func TestElasticDocumentedAnswers(t *testing.T) {
 		"dropped by a pipeline":   {`{"create":{"_index":"x","_id":"1","_version":-3,"result":"noop","_shards":{"total":0,"successful":0,"failed":0},"status":200}}`, "0 poison dropped_by_pipeline"},
 	} {
 		a := &Answer{Status: 200, Body: []byte(`{"took":7,"errors":true,"items":[` + tt.item + `,` + ok + `]}`)}
-		r := bulkResult(a, sent, elasticTestTime)
+		r := bulkResult(a, sent, elasticTestTime, func() {})
 		got := story(r)
 		if got != tt.want && !(tt.want == "" && r.Class == deliver.Done) {
 			t.Errorf("%s: %q, want %q", name, got, tt.want)

@@ -68,7 +68,7 @@ type Splunk struct {
 	token    *Credential
 	ack      bool
 	ackLimit time.Duration
-	gzip     bool
+	zip      *zipper
 	limits   deliver.Limits
 	middle   []byte              // between the time and the id of an event
 	worked   atomic.Bool         // the collector was there once
@@ -141,7 +141,7 @@ func newSplunk(set SplunkSettings, client requester) (*Splunk, error) {
 		return nil, errors.New("splunk: a limit is negative")
 	}
 	s := &Splunk{
-		client: client, url: u, token: set.Token, ack: set.Ack, gzip: set.Gzip,
+		client: client, url: u, token: set.Token, ack: set.Ack, zip: newZipper(set.Settings),
 		ackLimit: cmp.Or(set.AckLimit, 5*time.Minute),
 	}
 	s.middle = splunkMiddle(set, splunkSourcetype(set))
@@ -287,8 +287,8 @@ func (l *splunkLane) encode(items []deliver.Item) []byte {
 	for i := range items {
 		l.body = l.s.appendEvent(l.body, &items[i])
 	}
-	if l.s.gzip {
-		return zip(l.body)
+	if l.s.zip != nil {
+		return l.s.zip.pack(l.body)
 	}
 	return l.body
 }
@@ -332,7 +332,7 @@ func (l *splunkLane) offer(ctx context.Context, body []byte) (*Answer, error) {
 func (l *splunkLane) post(ctx context.Context, body []byte) (*Answer, error) {
 	h := l.header()
 	h.Set("Content-Type", "application/json")
-	if l.s.gzip && len(body) > 0 {
+	if l.s.zip != nil && len(body) > 0 {
 		h.Set("Content-Encoding", "gzip")
 	}
 	return l.s.client.Do(ctx, http.MethodPost, splunkEvents, h, body)
