@@ -17,6 +17,7 @@ if [ -n "$need" ]; then
 fi
 go build -o "$BIN/loadgen" ./loadgen
 go build -o "$BIN/gobase" ./gobase
+go build -o "$BIN/sinkd" ./sinkd
 go build -o "$BIN/report" ./report
 go test -c -o "$BIN/micro.test" ./micro
 if [ -n "${GATEBOOK:-}" ]; then

@@ -37,6 +37,7 @@ CONF
     gatebook_routes | while read -r name path; do
       printf '  - {name: %s, path: "%s", methods: [GET], upstream: api, %s, audit: %s%s}\n' "$name" "$path" "$who" "$audit" "${limits:+, $limits}"
     done
+    [ -z "${SINKS:-}" ] || gatebook_sinks
   } > "$dir/gatebook.yaml"
   GOMAXPROCS=1 taskset -c 0 "$BIN/gatebook" serve -c "$dir/gatebook.yaml" >> gatebook.out 2>&1 &
   PID=$!; PORT=9920; LOG=gatebook.no-log
@@ -62,6 +63,16 @@ gatebook_policies() { # who
     printf '@id("team-%d")\npermit (principal in Role::"team-%d", action in Action::"safe", resource == Route::"reports.read") when { context.acr == "mfa" };\n' "$name" "$name"
   done
   printf '@id("suspended")\nforbid (principal in Role::"suspended", action, resource);\n'
+}
+# Three sinks that take everything (SINKS: the address of sinkd), for delivery.sh.
+gatebook_sinks() {
+  echo secret-for-the-benchmark > sink.token; chmod 600 sink.token
+  cat <<CONF
+sinks:
+  - {name: splunk, type: splunk_hec, url: "http://$SINKS", token: {file: "$RUN/sink.token"}}
+  - {name: elastic, type: elasticsearch, url: "http://$SINKS", token: {file: "$RUN/sink.token"}, data_stream: logs-gatebook.audit-bench}
+  - {name: datadog, type: datadog, url: "http://$SINKS", token: {file: "$RUN/sink.token"}}
+CONF
 }
 # Nothing was lost and nothing is out of place in the book of a run that was stopped.
 gatebook_after() {
