@@ -30,6 +30,18 @@ type Entry struct {
 // key was destroyed: it will never be there again. Any other Sealed is trouble.
 func (e *Entry) Erased() bool { return errors.Is(e.Sealed, keys.ErrKeyDestroyed) }
 
+// Away reports whether a personal part that was asked for is not there only for
+// now: nothing says that its key is gone or damaged, but the key could not be
+// had. It may be there when the record is read again.
+func (e *Entry) Away() bool {
+	var k *ledger.KeyError
+	switch {
+	case errors.Is(e.Sealed, keys.ErrKeyDestroyed), errors.Is(e.Sealed, keys.ErrKeyUnknown), errors.Is(e.Sealed, keys.ErrKeyDamaged):
+		return false
+	}
+	return errors.As(e.Sealed, &k) || errors.Is(e.Sealed, keys.ErrKeyUnavailable)
+}
+
 // Reader reads the book as it was at one moment. It belongs to one goroutine
 // and must be closed.
 type Reader struct {

@@ -132,6 +132,7 @@ func (e *Engine) Resume(ctx context.Context, by Actor, sink string) error {
 		r.st.Paused = false
 		r.gate.open()
 		r.refused, r.lenient, r.renewed = 0, true, false
+		r.unread, r.readAt = 0, time.Time{}
 		if r.pause != nil {
 			r.pause.next = time.Now()
 		}

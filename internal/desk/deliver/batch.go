@@ -112,13 +112,19 @@ func (m *maker) next(from, signed uint64, planned time.Time) (*batch, error) {
 	to, err := m.entries(from, signed, signed, func(e *book.Entry) bool { return d.add(e, true) })
 	b := d.finish(to)
 	m.lastItems, m.lastBytes = b.n, b.bytes
-	return b, err
+	if err == nil && d.away != nil && b.n == 0 {
+		err = d.away
+	}
+	return b, err // what is before a record that must wait need not wait
 }
 
 // again makes the batch with these bounds.
 func (m *maker) again(from, to, signed uint64, planned time.Time) (*batch, error) {
 	d := draft{m: m, b: &batch{from: from, planned: planned}}
 	to, err := m.entries(from, to, signed, func(e *book.Entry) bool { return d.add(e, false) })
+	if err == nil && d.away != nil {
+		err = d.away
+	}
 	return d.finish(to), err
 }
 
@@ -129,7 +135,30 @@ type draft struct {
 	b    *batch
 	buf  []byte
 	ends []int
-	cost int // bytes as the limits count them
+	cost int   // bytes as the limits count them
+	away *away // the record that ended it because it must wait; nil: none
+}
+
+// away is a record that cannot be projected now.
+type away struct {
+	index uint64
+	begun time.Time // the exchange
+	err   error
+}
+
+// Error tells all that is known, for a log.
+func (a *away) Error() string { return fmt.Sprintf("record %d must wait: %v", a.index, a.err) }
+
+func (a *away) Unwrap() error { return a.err }
+
+// told is an error as a status and an alarm tell it. What keeps a record waiting
+// may name a person's key.
+func told(err error) string {
+	var a *away
+	if errors.As(err, &a) {
+		return fmt.Sprintf("record %d must wait: %v", a.index, ErrNotNow)
+	}
+	return err.Error()
 }
 
 // add appends a record and reports whether it belonged to the batch.
@@ -140,7 +169,12 @@ func (d *draft) add(e *book.Entry, bounded bool) bool {
 	before := len(d.buf)
 	it := Item{Index: e.Index, ID: d.m.id(e.Index), Time: e.Record.At(), Kind: string(e.Record.Kind)}
 	var f fate
-	d.buf, f = d.m.project(d.buf, it.ID, e)
+	var err error
+	if d.buf, f, err = d.m.project(d.buf, it.ID, e); err != nil {
+		d.away = &away{it.Index, it.Time, err}
+		d.m.feed.forget(d.m.proj.Reveal())
+		return false
+	}
 	size := len(d.buf) - before + d.m.lim.Overhead
 	if bounded && len(d.b.items) > 0 && d.cost+size > d.m.lim.Bytes {
 		d.buf = d.buf[:before]
@@ -172,23 +206,27 @@ func (m *maker) late(t, planned time.Time) bool {
 var errBody = errors.New("the projection made no single line")
 
 // project appends the body of a record, or a stub if it is too long or cannot be
-// made. If there is nothing that could be sent, the fate says why.
-func (m *maker) project(dst []byte, id string, e *book.Entry) ([]byte, fate) {
+// made. If there is nothing that could be sent, the fate says why. An error is
+// ErrNotNow, and nothing is appended.
+func (m *maker) project(dst []byte, id string, e *book.Entry) ([]byte, fate, error) {
 	before := len(dst)
 	body, err := m.body(dst, id, e)
 	size := len(body) - before
 	if err == nil && size <= m.lim.Item {
-		return body, fate{}
+		return body, fate{}, nil
+	}
+	if errors.Is(err, ErrNotNow) {
+		return dst[:before], fate{}, err
 	}
 	stub, serr := m.stub(dst[:before], id, e, max(size, 0))
 	if serr == nil && len(stub)-before <= m.lim.Item {
-		return stub, fate{stub: true}
+		return stub, fate{stub: true}, nil
 	}
 	why := &Result{Class: Poison, Cause: "too_long"}
 	if err = errors.Join(err, serr); err != nil {
 		why.Cause, why.Detail = "projection", scrub(err.Error())
 	}
-	return dst[:before], fate{why: why}
+	return dst[:before], fate{why: why}, nil
 }
 
 func (m *maker) body(dst []byte, id string, e *book.Entry) (out []byte, err error) {

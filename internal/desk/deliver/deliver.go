@@ -13,6 +13,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"strconv"
 	"time"
 
@@ -150,6 +151,11 @@ type Finder interface {
 	Find(ctx context.Context, w Window, fn func(id string) error) error
 }
 
+// ErrNotNow is wrapped by an error of Projection.Append that is not the record's
+// fault and may pass: a key that is away. The record waits, and everything behind
+// it; whatever else goes wrong makes a stub.
+var ErrNotNow = errors.New("what the record needs cannot be had now")
+
 // Projection makes of a record the JSON object that a sink gets. It is
 // deterministic and safe for concurrent use.
 type Projection interface {
@@ -158,7 +164,9 @@ type Projection interface {
 	Version() int
 	// Reveal reports whether personal parts are needed.
 	Reveal() bool
-	// Append appends the object for an entry of the book with this event id.
+	// Append appends the object for an entry of the book with this event id. An
+	// error that wraps ErrNotNow has it called again later, with the entry read
+	// anew; after any other the record is sent as a stub, for good.
 	Append(dst []byte, id string, e *book.Entry) ([]byte, error)
 	// Stub appends the object that stands for a record that is longer than the
 	// sink takes: id, kind, time, outcome, how long it would have been, and that

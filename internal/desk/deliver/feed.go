@@ -173,6 +173,22 @@ func (f *feed) remember(c *chunk, reveal bool) {
 	}
 }
 
+// forget lets go of what was read with or without personal parts, so that it is
+// read anew. Readings that others are in the middle of go on.
+func (f *feed) forget(reveal bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, c := range f.chunks[reveal] {
+		f.held -= c.bytes
+	}
+	delete(f.chunks, reveal)
+	for i := len(f.streams) - 1; i >= 0; i-- {
+		if s := f.streams[i]; !s.busy && s.reveal == reveal {
+			f.close(s)
+		}
+	}
+}
+
 // open begins a reading of [from, to).
 func (f *feed) open(from, to uint64, reveal bool) (*stream, error) {
 	v, err := f.src.Open()

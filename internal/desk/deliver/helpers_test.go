@@ -29,6 +29,7 @@ type fakeBook struct {
 	grow   func(*record.Record)       // called with each note, under mu
 	noting func(*record.Record) error // nil: takes all
 	broken error                      // of Open
+	sealed func(uint64) error         // why personal parts are not there; nil: they are
 	notes  []record.Record
 	reads  uint64 // records handed out
 }
@@ -105,14 +106,25 @@ func (v *fakeView) Forward(from, to uint64, _ bool, fn func(*book.Entry) error) 
 			continue
 		}
 		rec = record.Record{Kind: v.f.kindOf(i), Time: v.f.timeOf(i).UnixMicro()}
-		v.f.mu.Lock()
-		v.f.reads++
-		v.f.mu.Unlock()
-		if err := fn(&book.Entry{Index: i, Record: &rec, Frame: fmt.Appendf(nil, "frame %d", i)}); err != nil {
+		e := &book.Entry{Index: i, Record: &rec, Frame: fmt.Appendf(nil, "frame %d", i)}
+		v.f.with(func() {
+			v.f.reads++
+			if v.f.sealed != nil {
+				e.Sealed = v.f.sealed(i)
+			}
+		})
+		if err := fn(e); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// with does something that a reader must not see half done.
+func (f *fakeBook) with(fn func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	fn()
 }
 
 func (f *fakeBook) kindOf(i uint64) record.Kind {
@@ -139,6 +151,12 @@ func (p *plain) Append(dst []byte, id string, e *book.Entry) ([]byte, error) {
 		if err := p.err(e.Index); err != nil {
 			return dst, err
 		}
+	}
+	switch {
+	case errors.Is(e.Sealed, errKeyAway):
+		return dst, fmt.Errorf("%w: %w", ErrNotNow, e.Sealed)
+	case e.Sealed != nil:
+		return dst, e.Sealed
 	}
 	dst = fmt.Appendf(dst, `{"id":%q,"v":%d,"frame":%q`, id, p.version, e.Frame)
 	if p.pad != nil {

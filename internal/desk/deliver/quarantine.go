@@ -188,10 +188,14 @@ func (r *runner) makeErrand(now time.Time) {
 		}
 		return true
 	})
+	if err == nil && d.away != nil && len(d.b.items) == 0 {
+		err = d.away
+	}
 	if err != nil {
-		r.unreadable(now, err)
+		r.unreadable(now, rereading, err)
 		return
 	}
+	r.readable(rereading)
 	b := d.finish(take[n-1] + 1)
 	r.resend = r.resend[n-left:]
 	if len(b.items) == 0 {

@@ -20,7 +20,7 @@ const (
 	planEvery   = 500 * time.Millisecond  // at most so often is a plan made durable, while others can be sent
 	cursorEvery = 1500 * time.Millisecond // and the cursor alone
 	retryWrite  = time.Second             // after a write that failed
-	retryRead   = 2 * time.Second         // after a reading that failed
+	retryRead   = 2 * time.Second         // after a reading that failed, and longer if it fails again
 	retryNote   = 10 * time.Second        // after a record that the book did not take
 	graceful    = 5 * time.Second         // for what is under way at the end, twice
 	maxBatches  = 256                     // planned or drafted
@@ -68,6 +68,8 @@ type runner struct {
 	dirty     bool   // the state in memory is ahead of the stored one
 	writeAt   time.Time
 	readAt    time.Time
+	unread    int       // readings in a row that failed
+	waiting   time.Time // when the record began that must wait; zero: none
 	noteAt    time.Time
 	receiptAt time.Time
 	begun     time.Time // of the receipt
@@ -243,10 +245,10 @@ func (r *runner) draftOne(now time.Time) bool {
 	}
 	b, err := r.maker.next(r.next(), r.signed, now.UTC())
 	if err != nil {
-		r.unreadable(now, err)
+		r.unreadable(now, reading, err)
 		return false
 	}
-	r.well("reading")
+	r.readable(reading)
 	r.drafts = append(r.drafts, b)
 	r.hold(b)
 	return true
@@ -259,15 +261,36 @@ func (r *runner) well(what string) {
 	}
 }
 
-// unreadable notes that the book cannot be read where it must be.
-func (r *runner) unreadable(now time.Time, err error) {
+// What is read, as status and log name it.
+const (
+	reading   = "reading"
+	rereading = "reading what is sent again"
+)
+
+// unreadable notes that the book cannot be read where it must be, or that what
+// it says there cannot be projected now.
+func (r *runner) unreadable(now time.Time, what string, err error) {
+	r.unread++
 	r.readAt = now.Add(retryRead)
-	r.trouble("reading", err)
+	if more := backoff(retryRead, r.c.BackoffMax, r.unread); r.unread > 1 {
+		r.readAt = r.readAt.Add(more)
+	}
+	var a *away
+	if r.waiting = (time.Time{}); errors.As(err, &a) {
+		r.waiting = a.begun
+	}
+	r.trouble(what, err)
+}
+
+// readable notes that a reading has succeeded.
+func (r *runner) readable(what string) {
+	r.unread, r.waiting = 0, time.Time{}
+	r.well(what)
 }
 
 // trouble is something wrong on our side.
 func (r *runner) trouble(what string, err error) {
-	text := what + ": " + err.Error()
+	text := what + ": " + told(err)
 	if r.lastErr != text {
 		r.eng.log.Error("delivery does not go on", "sink", r.c.Name, "doing", what, "err", err)
 	}

@@ -17,7 +17,7 @@ const (
 	Retrying     State = "retrying"       // the sink is in trouble; tried again by itself
 	PausedBySink State = "paused_by_sink" // it takes nothing until somebody has acted
 	PausedByUs   State = "paused"         // by an operator or the configuration
-	Failed       State = "failed"         // its cursor cannot be read or written, or the book cannot be read
+	Failed       State = "failed"         // its cursor cannot be read or written, the book cannot be read, or a key is away
 	Stopped      State = "stopped"        // the engine does not run
 	Unconfigured State = "not_configured" // has a cursor and is not configured any more
 )
@@ -91,8 +91,8 @@ func (r *runner) setState(s State) {
 func (r *runner) setFailed(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.status.State, r.status.LastError = Failed, err.Error()
-	r.status.Alarms = []string{fmt.Sprintf("sink %s: %v", r.c.Name, err)}
+	r.status.State, r.status.LastError = Failed, told(err)
+	r.status.Alarms = []string{"sink " + r.c.Name + ": " + told(err)}
 }
 
 // publish makes the status what the runner knows.
@@ -132,7 +132,7 @@ func (r *runner) publish(now time.Time) {
 }
 
 // oldest is when the oldest record began that is not settled.
-func (r *runner) oldest() (t time.Time) {
+func (r *runner) oldest() time.Time {
 	for _, list := range [][]*batch{r.plan, r.drafts} {
 		for _, b := range list {
 			for i := range b.items {
@@ -142,7 +142,7 @@ func (r *runner) oldest() (t time.Time) {
 			}
 		}
 	}
-	return t
+	return r.waiting
 }
 
 // alarms says why somebody should look.

@@ -99,12 +99,14 @@ func (p *projection) Version() int { return p.version }
 func (p *projection) Reveal() bool { return p.fields.any() }
 
 // ErrSealed means that named personal fields could not be read, though they were
-// not erased. The record must wait: without them it would be another record.
+// not erased. The error wraps deliver.ErrNotNow too if that may pass, because a
+// key is away; then the record must wait: without them it would be another record.
 var ErrSealed = errors.New("the personal part cannot be opened")
 
 // Append appends the object for e. If the person was erased it has no personal
 // fields and says so; if the personal part cannot be opened for any other reason
-// the error is ErrSealed. dst is unchanged then.
+// the error is ErrSealed, with deliver.ErrNotNow if the record can be opened later.
+// dst is unchanged then.
 func (p *projection) Append(dst []byte, id string, e *book.Entry) ([]byte, error) {
 	s := p.pool.Get().(*scratch)
 	defer p.pool.Put(s)

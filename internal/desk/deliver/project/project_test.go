@@ -193,6 +193,9 @@ func TestErasedAndSealed(t *testing.T) {
 			if !errors.Is(err, ErrSealed) || !errors.Is(err, cause) || string(got) != "before" {
 				t.Errorf("%s: %v gives %q, %v", name, cause, got, err)
 			}
+			if waits := errors.Is(err, deliver.ErrNotNow); waits != (cause == keys.ErrKeyUnavailable) {
+				t.Errorf("%s: %v waits: %v", name, cause, waits)
+			}
 			if _, err := newProjection(t, name).Append(nil, "x", e); err != nil {
 				t.Errorf("%s without fields: %v", name, err)
 			}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/gatebook/gatebook/internal/book"
 	"github.com/gatebook/gatebook/internal/book/record"
+	"github.com/gatebook/gatebook/internal/desk/deliver"
 )
 
 // What pseudonyms are of. The same thing has the same pseudonym at a sink
@@ -46,7 +47,10 @@ func (s *scratch) prepare(p *projection, e *book.Entry) error {
 		return nil
 	}
 	if e.Sealed != nil {
-		if !e.Erased() {
+		switch {
+		case e.Away():
+			return fmt.Errorf("%w: %w: %w", ErrSealed, deliver.ErrNotNow, e.Sealed)
+		case !e.Erased():
 			return fmt.Errorf("%w: %w", ErrSealed, e.Sealed)
 		}
 		s.erased = true
