@@ -50,6 +50,12 @@ func TestSinkQuarantine(t *testing.T) {
 	if err := json.Unmarshal([]byte(s.command(0, "sink", "quarantine", "hook", "--json")), &list); err != nil || len(list) != 1 || list[0].Index != 2 {
 		t.Fatalf("%v: %+v", err, list)
 	}
+	// What is not there is not found, whatever is asked for.
+	for _, id := range []string{strings.TrimSuffix(list[0].ID, "2") + "3", "0000000000000000-2", "nonsense"} {
+		s.command(3, "sink", "requeue", "hook", id)
+		s.command(3, "sink", "waive", "hook", id, "--reason", "is there already")
+	}
+	s.command(3, "sink", "quarantine", "no_such_sink")
 	// The sink still does not want it: it stays.
 	before := r.refusals()
 	s.command(0, "sink", "requeue", "hook", list[0].ID)

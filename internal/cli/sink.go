@@ -276,12 +276,14 @@ second copy; others do. It is also how a sink goes on whose cursor is damaged.`,
 
 func (a *app) sinkRequeueCommand() *cobra.Command {
 	return a.sinkPickCommand("requeue", "Send quarantined records again", `Send records from the quarantine of a sink again, after what it disliked was put
-right there. They stay listed until they were delivered.`, "sent again", false)
+right there. They stay listed until they were delivered. The exit code is 3 if an id
+is not in quarantine; then none is sent.`, "sent again", false)
 }
 
 func (a *app) sinkWaiveCommand() *cobra.Command {
 	return a.sinkPickCommand("waive", "Give quarantined records up", `Give up delivering records of the quarantine of a sink. They stay in the book; the
-record of this act says that the sink does not have them, and why.`, "given up", true)
+record of this act says that the sink does not have them, and why. The exit code is
+3 if an id is not in quarantine; then none is given up.`, "given up", true)
 }
 
 func (a *app) sinkPickCommand(use, short, long, done string, reasoned bool) *cobra.Command {

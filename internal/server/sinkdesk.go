@@ -56,7 +56,7 @@ func sinkProblem(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, deliver.ErrUnknownSink):
+	case errors.Is(err, deliver.ErrUnknownSink), errors.Is(err, deliver.ErrNotQuarantined):
 		return &admin.Problem{Title: err.Error(), Status: http.StatusNotFound, Code: 3}
 	}
 	return &admin.Problem{Title: err.Error(), Status: http.StatusConflict, Code: 1}

@@ -271,7 +271,7 @@ func (e *Engine) Waive(ctx context.Context, by Actor, sink string, ids []string,
 	}
 	for _, id := range ids {
 		if !slices.Contains(keys, id) {
-			return 0, fmt.Errorf("%.80q %w", id, errNotHere)
+			return 0, fmt.Errorf("%.80q %w", id, ErrNotQuarantined)
 		}
 	}
 	if _, err := e.runner(sink); err != nil || len(keys) == 0 {

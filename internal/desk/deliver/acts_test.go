@@ -169,8 +169,16 @@ func TestQuarantineActs(t *testing.T) {
 		h.end()
 		h.start() // the quarantine outlives the process
 		h.until(time.Minute, "it runs", func() bool { return h.status().State == Running })
-		if _, err := h.eng.Requeue(ctx, anna, "s", []string{EventID(testOrigin, 8)}); !errors.Is(err, errNotHere) {
-			t.Errorf("requeued what is not there: %v", err)
+		for _, id := range []string{EventID(testOrigin, 8), "0000000000000000-7", "nonsense", ""} {
+			if _, err := h.eng.Requeue(ctx, anna, "s", []string{EventID(testOrigin, 7), id}); !errors.Is(err, ErrNotQuarantined) {
+				t.Errorf("requeued %q: %v", id, err)
+			}
+			if _, err := h.eng.Waive(ctx, anna, "s", []string{EventID(testOrigin, 7), id}, "test traffic"); !errors.Is(err, ErrNotQuarantined) {
+				t.Errorf("waived %q: %v", id, err)
+			}
+		}
+		if n := len(h.book.noted("sink_requeue")) + len(h.book.noted("sink_waive")); n != 0 || h.status().Resending != 0 {
+			t.Errorf("%d acts are on record that were refused", n)
 		}
 		n, err := h.eng.Waive(ctx, anna, "s", []string{EventID(testOrigin, 97)}, "test traffic")
 		h.must(err)

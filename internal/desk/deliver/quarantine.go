@@ -214,8 +214,9 @@ func (r *runner) sendAgain(indexes []uint64) {
 	r.resend = slices.Compact(r.resend)
 }
 
-// errNotHere means that an id is not in the quarantine of a sink.
-var errNotHere = errors.New("is not in the quarantine of this sink")
+// ErrNotQuarantined means that an id is not in the quarantine of a sink: of a
+// record that was delivered, of another log, or of none.
+var ErrNotQuarantined = errors.New("is not in the quarantine of this sink")
 
 // pick finds the indexes for ids; nil means all.
 func (r *runner) pick(ids []string) ([]uint64, error) {
@@ -231,10 +232,10 @@ func (r *runner) pick(ids []string) ([]uint64, error) {
 		rest, ours := strings.CutPrefix(id, r.prefix)
 		var index uint64
 		if _, err := fmt.Sscanf(rest, "%d", &index); !ours || err != nil || r.id(index) != id {
-			return nil, fmt.Errorf("%.80q is not an id of this log", id)
+			return nil, fmt.Errorf("%.80q is not an id of this log and %w", id, ErrNotQuarantined)
 		}
 		if _, ok := r.jail.index[index]; !ok {
-			return nil, fmt.Errorf("%s %w", id, errNotHere)
+			return nil, fmt.Errorf("%.80q %w", id, ErrNotQuarantined)
 		}
 		out = append(out, index)
 	}
