@@ -308,11 +308,7 @@ func (d *delivery) renewPaused(ctx context.Context) error {
 			if s == nil || st.State != deliver.PausedBySink {
 				continue
 			}
-			r, ok := s.set.Sink.(deliver.Renewer)
-			if !ok {
-				continue
-			}
-			if changed, err := r.Renew(); err != nil || !changed {
+			if changed, err := deliver.Renew(s.set.Sink); err != nil || !changed {
 				continue // it stays paused, and says why
 			}
 			by := admin.Local("", byCredential)

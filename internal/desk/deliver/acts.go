@@ -343,7 +343,7 @@ func (e *Engine) Test(ctx context.Context, by Actor, sink string) error {
 	if err := e.act(ctx, by, actTest, sink, nil); err != nil {
 		return err
 	}
-	return r.c.Sink.Test(ctx)
+	return tested(ctx, r.c.Sink)
 }
 
 // Quarantine lists what is in the quarantine of a sink, by index; "" means of

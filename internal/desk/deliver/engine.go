@@ -114,9 +114,10 @@ func (c *SinkConfig) setDefaults() error {
 	return nil
 }
 
-// limits are the sink's, narrowed by the configuration and made sane.
-func (c *SinkConfig) limits() Limits {
-	l := c.Sink.Limits()
+// limits are the sink's, narrowed by the configuration and made sane. An error
+// says that the sink could not tell; then they are the least.
+func (c *SinkConfig) limits() (Limits, error) {
+	l, err := limitsOf(c.Sink)
 	narrow := func(have *int, want, fallback int) {
 		if *have <= 0 {
 			*have = fallback
@@ -131,7 +132,7 @@ func (c *SinkConfig) limits() Limits {
 	narrow(&l.InFlight, c.InFlight, 1)
 	l.Overhead = max(l.Overhead, 0)
 	l.Items = min(l.Items, c.WindowItems)
-	return l
+	return l, err
 }
 
 // Engine delivers the book to all sinks. Its methods are safe for concurrent

@@ -38,6 +38,7 @@ type runner struct {
 	wake    chan struct{} // holds one if there is news in told
 	acts    chan func()
 	results chan outcome
+	grade   string // the best of the sink; "": it did not tell
 
 	mu     sync.Mutex
 	told   uint64 // under mu; the newest signed size
@@ -112,7 +113,15 @@ func newRunner(ctx context.Context, e *Engine, c SinkConfig) *runner {
 		status: Status{Name: c.Name, State: Starting, Projection: c.Projection.Name()},
 	}
 	r.ctx, r.stop = context.WithCancel(ctx)
-	r.maker = maker{feed: e.feed, proj: c.Projection, lim: c.limits(), prefix: idPrefix(e.origin)}
+	lim, err := c.limits()
+	if err != nil {
+		e.log.Error("a sink does not tell its limits; it is sent one record at a time", "sink", c.Name, "err", err)
+	}
+	r.grade, err = gradeOf(c.Sink)
+	if err != nil {
+		e.log.Error("a sink does not tell its grade", "sink", c.Name, "err", err)
+	}
+	r.maker = maker{feed: e.feed, proj: c.Projection, lim: lim, prefix: idPrefix(e.origin)}
 	r.results = make(chan outcome, r.lim.InFlight)
 	return r
 }

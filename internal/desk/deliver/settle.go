@@ -1,9 +1,7 @@
 package deliver
 
 import (
-	"context"
 	"fmt"
-	"runtime/debug"
 	"slices"
 	"time"
 
@@ -91,19 +89,6 @@ func (r *runner) send(p *piece) {
 	r.sends++
 	b, n := p.cut(), r.sends
 	go func() { r.results <- outcome{p, guarded(r.sendCtx, r.c.SendTimeout, r.c.Sink, b), n} }()
-}
-
-// guarded sends with a bound in time, and takes a panic for an answer that
-// nobody understood.
-func guarded(ctx context.Context, most time.Duration, s Sink, b *Batch) (res Result) {
-	ctx, cancel := context.WithTimeout(ctx, most)
-	defer cancel()
-	defer func() {
-		if p := recover(); p != nil {
-			res = Result{Class: Retry, Ambiguous: true, Cause: "panic", Detail: scrub(fmt.Sprintf("%v\n%s", p, debug.Stack()))}
-		}
-	}()
-	return s.Send(ctx, b)
 }
 
 // landed takes the outcome of a send.
@@ -302,9 +287,9 @@ func (r *runner) complaint(res *Result) {
 // pauses believes a sink that it takes nothing until somebody has acted, unless
 // its credential turns out to be a new one.
 func (r *runner) pauses(now time.Time, res *Result) {
-	if rn, ok := r.c.Sink.(Renewer); ok && !r.renewed && (res.Status == 401 || res.Status == 403) {
+	if !r.renewed && (res.Status == 401 || res.Status == 403) {
 		r.renewed, r.renewals = true, r.sends
-		changed, err := rn.Renew()
+		changed, err := Renew(r.c.Sink)
 		if err != nil {
 			r.eng.log.Error("the credential of a sink cannot be read again", "sink", r.c.Name, "err", err)
 		}

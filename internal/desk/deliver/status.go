@@ -98,7 +98,7 @@ func (r *runner) setFailed(err error) {
 // publish makes the status what the runner knows.
 func (r *runner) publish(now time.Time) {
 	s := Status{
-		Name: r.c.Name, State: Running, Grade: r.c.Sink.Grade().String(), Projection: fmt.Sprintf("%s/%d", r.proj.Name(), r.proj.Version()),
+		Name: r.c.Name, State: Running, Grade: r.grade, Projection: fmt.Sprintf("%s/%d", r.proj.Name(), r.proj.Version()),
 		Origin: r.eng.origin, Cursor: r.st.Cursor, Signed: r.signed, Planned: len(r.plan) + len(r.drafts), InFlight: r.flying, Held: r.held,
 		Failures: r.gate.level, Quarantine: r.jail.depth(), Resending: len(r.resend) + len(r.errands), Receipted: r.st.Noted, Compared: r.st.Compared,
 		LastError: r.lastErr, LastSuccess: r.lastOK, Oldest: r.oldest(),
