@@ -63,8 +63,8 @@ type Sink struct {
 	From    string    `key:"from" default:"beginning" enum:"beginning now" doc:"Where a sink of a new name begins: with the first record of the book, or with what comes from now on."`
 	Gzip    string    `key:"compression" default:"gzip" enum:"gzip none" doc:"Compression of requests; those of a webhook have none, because they are signed as they are."`
 	Compare *Compare  `key:"compare" doc:"How what the sink holds is read back and compared with the book, once an hour; only that is proof that nothing is missing (G3). Unset: not compared."`
-	Batch   SinkBatch `key:"batch" doc:"Bounds of what is sent at once, below those of the sink's protocol."`
-	Flight  int       `key:"in_flight" min:"1" max:"64" doc:"Batches under way at once. 1 keeps the order of records. Default: that of the type."`
+	Batch   SinkBatch `key:"batch" doc:"Bounds of what is sent at once. Those of splunk_hec may be above its defaults, 1000 records and 1 MB, as far as the collector takes it; the other types only take lower ones than their own."`
+	Flight  int       `key:"in_flight" min:"1" max:"64" doc:"Batches under way at once. 1 keeps the order of records. Default: that of the type; only splunk_hec (8) takes more than that."`
 	Timeout Duration  `key:"timeout" default:"30s" min:"1s" max:"10m" doc:"For one request with its answer."`
 	Alarm   Duration  `key:"alarm_after" default:"15m" min:"1m" max:"30d" doc:"Age of the oldest record that is not delivered from which on readiness says so."`
 	Paused  bool      `key:"paused" doc:"Deliver nothing; the cursor stays. gatebook sink pause does it without a reload."`

@@ -10,9 +10,10 @@ import (
 	"github.com/gatebook/gatebook/internal/pace"
 )
 
-// newSink makes what speaks the protocol of a sink. It reads credentials and
+// newSink makes what speaks the protocol of a sink, for the node of this name;
+// long work waits its turn in group, which may be nil. It reads credentials and
 // certificates and sends nothing.
-func newSink(c *config.Sink, group *pace.Group) (deliver.Sink, error) {
+func newSink(c *config.Sink, node string, group *pace.Group) (deliver.Sink, error) {
 	switch c.Type {
 	case config.SinkFile:
 		return sinks.NewFile(sinks.FileConfig{Path: string(c.Path), MaxBytes: int64(c.Rotate), MaxAge: c.Age.Std()})
@@ -29,7 +30,7 @@ func newSink(c *config.Sink, group *pace.Group) (deliver.Sink, error) {
 	case config.SinkElastic, config.SinkOpenSearch:
 		return newElasticSink(c, reach)
 	case config.SinkDatadog:
-		return newDatadogSink(c, reach)
+		return newDatadogSink(c, reach, node)
 	case config.SinkWebhook:
 		return newWebhookSink(c, reach)
 	}
@@ -81,6 +82,7 @@ func newSplunkSink(c *config.Sink, reach sinks.Settings) (deliver.Sink, error) {
 	}
 	set := sinks.SplunkSettings{
 		Settings: reach, Token: token, Index: c.Index, Source: c.Source, Sourcetype: c.SrcType, Ack: c.Ack,
+		BatchItems: c.Batch.Records, BatchBytes: int(c.Batch.Bytes), InFlight: c.Flight,
 	}
 	if c.Compare != nil {
 		search, err := credential(c.Compare.Token)
@@ -125,12 +127,12 @@ type deliverOnly struct {
 	deliver.Renewer
 }
 
-func newDatadogSink(c *config.Sink, reach sinks.Settings) (deliver.Sink, error) {
+func newDatadogSink(c *config.Sink, reach sinks.Settings, node string) (deliver.Sink, error) {
 	key, err := credential(c.Token)
 	if err != nil {
 		return nil, err
 	}
-	set := sinks.DatadogConfig{Intake: reach, Key: key, Source: c.Source, Service: c.Service, Tags: c.Tags}
+	set := sinks.DatadogConfig{Intake: reach, Key: key, Source: c.Source, Service: c.Service, Hostname: node, Tags: c.Tags}
 	if c.Site != "" {
 		set.API = reach
 		set.DatadogSite(c.Site)

@@ -161,7 +161,7 @@ func (d *delivery) buildOne(ctx context.Context, f *config.File, c *config.Sink)
 	if err != nil {
 		return nil, err
 	}
-	inner, err := newSink(c, d.book.Pace())
+	inner, err := newSink(c, f.Node, d.book.Pace())
 	if err != nil {
 		return nil, err
 	}
