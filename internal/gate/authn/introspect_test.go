@@ -476,27 +476,60 @@ func TestIntrospectionBudget(t *testing.T) {
 		}
 	})
 	t.Run("at once", func(t *testing.T) {
-		var now, most atomic.Int64
+		const abreast, tokens = 3, 60
+		var mu sync.Mutex
+		now, most, n, round := 0, 0, 0, make(chan struct{})
+		over := make(chan struct{})
 		a := newAsked(t, func(w http.ResponseWriter, r *http.Request) {
-			for n := now.Add(1); ; {
-				if m := most.Load(); n <= m || most.CompareAndSwap(m, n) {
-					break
+			mu.Lock()
+			now++
+			n++
+			most = max(most, now)
+			if n == abreast+1 && now > abreast {
+				close(over)
+			}
+			mine, full := round, n%abreast == 0 // no answer before as many are here as may be
+			if full {
+				round = make(chan struct{})
+			}
+			first := n == abreast
+			mu.Unlock()
+			if first {
+				select { // the one that must not come has a while to come
+				case <-over:
+				case <-time.After(100 * time.Millisecond):
 				}
 			}
-			time.Sleep(2 * time.Millisecond)
-			now.Add(-1)
+			if full {
+				close(mine)
+			}
+			select {
+			case <-mine:
+			case <-r.Context().Done():
+			}
+			mu.Lock()
+			now--
+			mu.Unlock()
 			says(active())(w, r)
 		})
 		c := introspectConfig(a.URL, newHandClock())
-		c.Concurrency = 3
+		c.Concurrency, c.Timeout = abreast, 30*time.Second
 		i := newIntrospector(t, c)
-		var all sync.WaitGroup
-		for n := range 60 {
-			all.Go(func() { introspected(i, fmt.Sprint("t", n)) })
+		var all, ready sync.WaitGroup
+		var bad atomic.Int64
+		ready.Add(tokens)
+		for k := range tokens {
+			all.Go(func() {
+				ready.Done()
+				ready.Wait()
+				if _, err := introspected(i, fmt.Sprint("t", k)); err != nil {
+					bad.Add(1)
+				}
+			})
 		}
 		all.Wait()
-		if most.Load() > 3 {
-			t.Errorf("%d questions at once", most.Load())
+		if most != abreast || n != tokens || bad.Load() != 0 {
+			t.Errorf("%d questions at once, %d in all, %d failed", most, n, bad.Load())
 		}
 	})
 	t.Run("in a while", func(t *testing.T) {
