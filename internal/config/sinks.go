@@ -291,9 +291,9 @@ func checkSinkURL(s string) (string, string) {
 	return what, strings.Replace(hint, "idp.example.com", "siem.example.com", 1)
 }
 
-// personalFields are the fields of a record's personal part that may leave as
+// PersonalFields lists the fields of a record's personal part that may leave as
 // a whole. Headers and claims are named one by one.
-func personalFields() []string {
+func PersonalFields() []string {
 	return []string{
 		"sub", "name", "email", "tenant_user", "claimed", "ip", "port", "fwd", "ua", "path", "query", "referer", "cert_subject", "session",
 		"token", "family", "client_request_id", "traceparent", "body_sha256", "ja4", "bytes_in", "bytes_out",
@@ -310,8 +310,8 @@ func checkPersonalField(s string) (string, string) {
 	if s == "headers" || s == "claims" {
 		return "all " + s + " at once", "name each one that may leave, such as " + s + ".NAME"
 	}
-	if !slices.Contains(personalFields(), s) {
-		return "not a field of the personal part: " + quote(s), didYouMean(s, personalFields(), "known are "+list(personalFields())+", headers.NAME and claims.NAME")
+	if !slices.Contains(PersonalFields(), s) {
+		return "not a field of the personal part: " + quote(s), didYouMean(s, PersonalFields(), "known are "+list(PersonalFields())+", headers.NAME and claims.NAME")
 	}
 	return "", ""
 }

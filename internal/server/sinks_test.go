@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -159,16 +160,28 @@ func TestSinkKept(t *testing.T) {
 }
 
 // TestPersonalFieldsAgree: what the configuration lets through as a personal
-// field, the projections know.
+// field, the projections know, and the other way round.
 func TestPersonalFieldsAgree(t *testing.T) {
-	for _, name := range project.FieldNames() {
-		text := fmt.Sprintf(sinkFileForm, name)
-		if _, problems := config.Parse("/srv/gatebook.yaml", []byte(text)); problems != nil {
-			t.Errorf("%s: %v", name, problems)
+	sorted := func(list []string) []string { return slices.Sorted(slices.Values(list)) }
+	if have, want := sorted(config.PersonalFields()), sorted(project.FieldNames()); !slices.Equal(have, want) {
+		t.Errorf("the configuration has %v, projections have %v", have, want)
+	}
+	asked := func(name string) (conf, proj error) {
+		if _, problems := config.Parse("/srv/gatebook.yaml", fmt.Appendf(nil, sinkFileForm, strconv.Quote(name))); problems != nil {
+			conf = problems
+		}
+		_, proj = project.New(project.Options{Name: project.Native, Key: [32]byte{1}, Origin: "log", Fields: []string{name}})
+		return conf, proj
+	}
+	for _, name := range append(config.PersonalFields(), "headers.accept-language", "claims.dept") {
+		if conf, proj := asked(name); conf != nil || proj != nil {
+			t.Errorf("%s: the configuration says %v, projections say %v", name, conf, proj)
 		}
 	}
-	if _, problems := config.Parse("/srv/gatebook.yaml", []byte(fmt.Sprintf(sinkFileForm, "no_such"))); problems == nil {
-		t.Error("an unknown field is taken")
+	for _, name := range []string{"no_such", "Sub", "subject", "headers", "claims", "headers.", "claims.", "headers.Accept", ""} {
+		if conf, proj := asked(name); conf == nil || proj == nil {
+			t.Errorf("%q: the configuration says %v, projections say %v", name, conf, proj)
+		}
 	}
 }
 
