@@ -89,7 +89,7 @@ fips:
 # The race detector makes the byte-flip sweep coarser and takes memory, so those
 # tests run without it too.
 test-main:
-	$(GO) test -timeout 20m -run 'Flips|Power' ./internal/book
+	$(GO) test -timeout 20m -run 'Flip|Power' ./internal/book ./internal/testenv/verifier2
 	$(GO) test -timeout 20m -run 'Big|Slow|Idle|Steady|Flood' ./cmd/gatebook
 	$(GO) test -race -timeout 20m $(PACKAGES)
 

@@ -263,7 +263,7 @@ func TestFlippedBytes(t *testing.T) {
 			if strings.Contains(file, "/wal/") {
 				tries = 40
 			}
-			for i := range tries {
+			for i := range tries / flipShare {
 				at := rng.IntN(len(whole))
 				if i%3 == 0 {
 					at = rng.IntN(min(len(whole), 200)) // headers
