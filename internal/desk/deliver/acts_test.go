@@ -68,6 +68,33 @@ func TestPauseAndResume(t *testing.T) {
 	})
 }
 
+// What a sink answers may quote a record with the personal fields that were named
+// for it. It must not come into a record of the book, which every other sink gets.
+func TestAnswersStayOutOfRecords(t *testing.T) {
+	in(t, 20, 10, func(t *testing.T, h *house) {
+		const quote = "cannot index anna@example.org"
+		h.sink.script = script(Durable,
+			trouble{index: 3, times: -1, class: Poison, item: true, res: Result{Status: 400, Cause: "mapping", Detail: quote}},
+			trouble{index: 12, times: -1, class: Retry, res: Result{Status: 503, Cause: "http_503", Detail: quote}})
+		h.start()
+		h.until(time.Minute, "a record is in quarantine", func() bool { return len(h.jailed()) == 1 })
+		time.Sleep(time.Hour)
+		list := h.book.noted("sink_lagging")
+		if len(list) != 1 || list[0].Event.Cause != "http_503" {
+			t.Errorf("records of the lag: %+v", list)
+		}
+		if s := h.status(); s.State != Retrying || s.Cause != "http_503" || s.LastError != "http_503 (status 503)" {
+			t.Errorf("%+v", s)
+		}
+		h.end()
+		for _, r := range h.book.notes {
+			if strings.Contains(r.Event.Cause, "anna") {
+				t.Errorf("a record quotes an answer: %+v", r.Event)
+			}
+		}
+	})
+}
+
 func TestResumeTriesAtOnce(t *testing.T) {
 	in(t, 40, 10, func(t *testing.T, h *house) {
 		h.conf.PauseRetry = 24 * time.Hour

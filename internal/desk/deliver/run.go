@@ -77,6 +77,7 @@ type runner struct {
 	notes     []note
 	lagging   bool
 	lastErr   string
+	lastCause string // of what the sink did not take last; a closed word
 	lastOK    time.Time
 	failing   string // what of our own does not work
 	sum       tally  // since the process began

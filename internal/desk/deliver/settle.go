@@ -270,15 +270,19 @@ func (r *runner) advance() {
 	})
 }
 
-// complaint keeps what the sink said last.
+// complaint keeps what the sink said last. An answer may quote a record, and whoever
+// reads the status need not be one who may read records: so of answers only those are
+// kept that stop the sink, which are about its configuration. Those about a record are
+// in the quarantine.
 func (r *runner) complaint(res *Result) {
 	text := res.Cause
 	if res.Status != 0 {
 		text = fmt.Sprintf("%s (status %d)", text, res.Status)
 	}
-	if d := scrub(res.Detail); d != "" {
+	if d := scrub(res.Detail); d != "" && (res.Status == 0 || res.Class == Pause) {
 		text += ": " + d
 	}
+	r.lastCause = res.Cause
 	if r.failing == "" {
 		r.lastErr = text
 	}

@@ -116,7 +116,7 @@ func (r *runner) publish(now time.Time) {
 	case r.pause != nil:
 		s.State, s.Cause, s.NextTry = PausedBySink, r.pause.cause, r.pause.next
 	case r.gate.level > 0:
-		s.State, s.Cause, s.NextTry = Retrying, r.lastErr, r.gate.until
+		s.State, s.Cause, s.NextTry = Retrying, r.lastCause, r.gate.until
 	}
 	s.Alarms = r.alarms(now, &s)
 	needs := r.durable
