@@ -323,6 +323,33 @@ func TestIndexAt(t *testing.T) {
 	})
 }
 
+// A sink that is taken out and put back while something is under way has one
+// runner at a time: the old one would write its cursor over that of the new one.
+func TestSetBackWhileUnderWay(t *testing.T) {
+	in(t, 100, 10, func(t *testing.T, h *house) {
+		h.sink.script = func(call int, b *Batch) act {
+			a := act{take: all, res: Result{Class: Done, Grade: Durable}}
+			if call == 2 {
+				a.wait = 4 * time.Second // less than what is waited for
+			}
+			return a
+		}
+		h.start()
+		h.until(time.Minute, "the second batch is under way", func() bool { return h.sink.sends() == 2 })
+		h.must(h.eng.Set(nil))
+		h.until(time.Minute, "it is taken out", func() bool { return h.eng.runnerOf("s") == nil })
+		c := SinkConfig{Name: "s", Sink: h.sink, Projection: h.proj}
+		h.must(h.eng.Set([]SinkConfig{c}))
+		h.until(time.Minute, "all is settled", h.settled)
+		time.Sleep(time.Minute)
+		if st := h.stored(); st.Cursor != 100 {
+			t.Errorf("the cursor went back to %d", st.Cursor)
+		}
+		h.end()
+		h.oracle()
+	})
+}
+
 // Sinks come, change and go by a reload; cursors stay.
 func TestSet(t *testing.T) {
 	in(t, 100, 10, func(t *testing.T, h *house) {

@@ -148,6 +148,7 @@ type Engine struct {
 	mu      sync.Mutex
 	want    []SinkConfig       // under mu
 	runners map[string]*runner // under mu; those of want once Run has seen it
+	ending  map[string]*runner // under mu; removed, and may have something under way
 	gone    []Status           // under mu; sinks that have a state and no configuration
 	running bool               // under mu
 	changed chan struct{}      // holds one if want has changed
@@ -170,7 +171,7 @@ func New(c Config) (*Engine, error) {
 	e := &Engine{
 		book: c.Book, state: c.State, log: c.Logger, origin: origin, every: cmp.Or(c.poll, pollEvery),
 		feed:    newFeed(c.src, origin, cmp.Or(c.Cache, cacheBytes), c.Pace),
-		runners: map[string]*runner{}, changed: make(chan struct{}, 1),
+		runners: map[string]*runner{}, ending: map[string]*runner{}, changed: make(chan struct{}, 1),
 	}
 	return e, e.Set(c.Sinks)
 }
@@ -273,22 +274,37 @@ func (e *Engine) apply(ctx context.Context, wg *sync.WaitGroup) {
 		r := newRunner(ctx, e, c)
 		if was != nil {
 			was.stop()
-			r.before = was.done
 			delete(old, c.Name)
+		} else if was = e.ending[c.Name]; was != nil {
+			delete(e.ending, c.Name) // it is back before it had ended
+		}
+		if was != nil {
+			r.before = was.done
 		}
 		r.tell(size)
 		e.runners[c.Name] = r
 		wg.Go(r.run)
 	}
-	for _, r := range old {
+	for name, r := range old {
 		r.stop()
+		e.ending[name] = r
 	}
 	wg.Go(func() {
-		for _, r := range old { // they keep their cursors first
+		for name, r := range old { // they keep their cursors first
 			<-r.done
+			e.ended(name, r)
 		}
 		e.vanished(ctx)
 	})
+}
+
+// ended forgets a runner that was removed and has nothing under way any more.
+func (e *Engine) ended(name string, r *runner) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.ending[name] == r {
+		delete(e.ending, name)
+	}
 }
 
 // Status is how every sink is, those included that have a state and are not
