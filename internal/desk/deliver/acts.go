@@ -12,6 +12,7 @@ import (
 
 	"github.com/gatebook/gatebook/internal/book"
 	"github.com/gatebook/gatebook/internal/book/record"
+	"github.com/gatebook/gatebook/internal/kv"
 )
 
 // Actor writes into a record who acts. An act without one is refused.
@@ -207,6 +208,9 @@ func (r *runner) rewind(from uint64) error {
 	now := time.Now()
 	if r.st == nil {
 		st := &state{Origin: r.eng.origin, Cursor: from, High: r.signed, Seen: r.signed, Noted: from, Compared: from}
+		if err := r.mayBegin(st); err != nil {
+			return err
+		}
 		value, err := st.encode()
 		if err != nil {
 			return err
@@ -223,6 +227,9 @@ func (r *runner) rewind(from uint64) error {
 	for _, list := range [][]*batch{r.plan, r.drafts} {
 		for _, b := range list {
 			r.maybe = max(r.maybe, b.to)
+			if b.sent {
+				r.st.High = max(r.st.High, b.to)
+			}
 			b.dropped = true
 			r.release(b)
 		}
@@ -233,6 +240,29 @@ func (r *runner) rewind(from uint64) error {
 	r.st.Cursor, r.st.Noted, r.st.Receipt = from, from, tally{}
 	r.st.Compared = min(r.st.Compared, from)
 	return r.writeNow(now)
+}
+
+// mayBegin refuses to write a state in the place of one that is well-formed and is not
+// as far: it could not be used for another reason, and records would be left out.
+func (r *runner) mayBegin(st *state) error {
+	b, err := r.eng.state.Get(r.ctx, stateTable, r.c.Name)
+	if errors.Is(err, kv.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("the cursor cannot be read at the moment, so it is not replaced: %w", err)
+	}
+	old, err := decodeState(b)
+	switch {
+	case err != nil:
+		return nil // there is nothing to go by
+	case old.Origin != st.Origin:
+		return errors.New("the cursor is that of another log still, which is put aside first; try again later")
+	case st.Cursor > old.Cursor:
+		return fmt.Errorf("index %d is above the cursor %d: records in between would never be sent", st.Cursor, old.Cursor)
+	}
+	st.Paused = old.Paused
+	return nil
 }
 
 // Requeue sends records out of the quarantine once more, with the projection of

@@ -300,6 +300,89 @@ func TestDamagedState(t *testing.T) {
 	})
 }
 
+// While the book cannot be read, no act writes over a state that is good: neither half
+// of its plan nor another cursor.
+func TestActsWhileNotLoaded(t *testing.T) {
+	in(t, 100, 10, func(t *testing.T, h *house) {
+		ctx := context.Background()
+		h.conf.InFlight = 3
+		h.sink.lim.InFlight = 3
+		h.sink.script = func(call int, _ *Batch) act { return act{take: all, hang: call > 2} }
+		h.start()
+		h.until(time.Minute, "batches are under way", func() bool { return h.sink.sends() >= 4 })
+		h.crash()
+		was := h.stored()
+		if len(was.Plan) < 2 {
+			t.Fatalf("no plan: %+v", was)
+		}
+		h.book.mu.Lock()
+		h.book.broken = errFault
+		h.book.mu.Unlock()
+		h.start()
+		h.until(time.Minute, "it has failed", func() bool { return h.status().State == Failed })
+		for name, err := range map[string]error{
+			"pause": h.eng.Pause(ctx, anna, "s"), "resume": h.eng.Resume(ctx, anna, "s"), "replay": h.eng.Replay(ctx, anna, "s", 90),
+		} {
+			if err == nil {
+				t.Errorf("%s: done without a cursor", name)
+			}
+		}
+		if now := h.stored(); now.Cursor != was.Cursor || len(now.Plan) != len(was.Plan) || now.Paused {
+			t.Errorf("the state was %+v and is %+v", was, now)
+		}
+		h.sink.with(func() { h.sink.script = nil })
+		h.book.mu.Lock()
+		h.book.broken = nil
+		h.book.mu.Unlock()
+		h.until(time.Minute, "all is settled", h.settled)
+		h.end()
+		h.oracle()
+	})
+}
+
+// A cursor beyond what is signed is of a log that was longer: what this one gets up to
+// there would be passed over.
+func TestCursorBeyondTheLog(t *testing.T) {
+	in(t, 100, 10, func(t *testing.T, h *house) {
+		h.start()
+		h.until(time.Minute, "all is settled", h.settled)
+		h.end()
+		h.book.mu.Lock()
+		h.book.signed = 60
+		h.book.mu.Unlock()
+		h.start()
+		time.Sleep(time.Minute)
+		if s := h.status(); s.State != Failed || !strings.Contains(s.LastError, "only 60 leaves are signed") {
+			t.Errorf("%+v", s)
+		}
+		h.must(h.eng.Replay(context.Background(), anna, "s", 60))
+		h.book.sign(80)
+		h.until(time.Minute, "all is settled", h.settled)
+		h.end()
+		if n := h.sink.taken[EventID(testOrigin, 70)]; n != 2 {
+			t.Errorf("record 70 arrived %d times", n)
+		}
+	})
+}
+
+// What was under way at a replay may arrive twice, also after a kill: it is counted.
+func TestReplayRemembersWhatWasSent(t *testing.T) {
+	in(t, 100, 10, func(t *testing.T, h *house) {
+		h.sink.script = func(call int, _ *Batch) act { return act{take: all, hang: call >= 3, res: Result{Class: Done, Grade: Durable}} }
+		h.start()
+		h.until(time.Minute, "the third batch is under way", func() bool { return h.sink.sends() == 3 })
+		h.must(h.eng.Replay(context.Background(), anna, "s", 0))
+		h.crash()
+		h.sink.with(func() { h.sink.script = nil })
+		h.start()
+		h.until(time.Minute, "all is settled", h.settled)
+		if s := h.status(); s.Ambiguous != 30 {
+			t.Errorf("%d may have arrived twice, want 30", s.Ambiguous)
+		}
+		h.end()
+	})
+}
+
 func TestIndexAt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newBook(3000)

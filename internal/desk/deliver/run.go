@@ -498,22 +498,31 @@ func (r *runner) load() error {
 	if err := r.loadJail(); err != nil {
 		return err
 	}
-	r.st, r.durable, r.writeAt = st, st.Cursor, time.Now().Add(-cursorEvery)
-	plan := st.Plan
-	st.Plan = nil
-	if len(plan) == 0 {
-		return nil
+	if st.Cursor > r.signed {
+		return fmt.Errorf("everything below index %d was delivered and only %d leaves are signed: this is not the log that was delivered, or only a part of it", st.Cursor, r.signed)
 	}
-	end := plan[len(plan)-1].To
+	plan, end := st.Plan, st.Cursor
+	if len(plan) > 0 {
+		end = plan[len(plan)-1].To
+	}
 	if end > r.signed {
 		return fmt.Errorf("batches up to index %d were planned and only %d leaves are signed", end, r.signed)
 	}
-	r.maybe = end
+	r.st, r.durable, r.writeAt = st, st.Cursor, time.Now().Add(-cursorEvery)
+	if st.Plan = nil; len(plan) == 0 {
+		return nil
+	}
+	// Bounds may go before what they stand for is settled: what was sent stays known.
+	r.maybe, st.High = end, max(st.High, end)
 	if st.Projection != r.proj.Name() || st.Version != r.proj.Version() {
 		r.eng.log.Warn("records are sent in another form than before; up to here some may arrive in both", "sink", r.c.Name, "was", st.Projection, "version", st.Version, "index", end)
 		return nil
 	}
-	return r.planAgain(plan)
+	if err := r.planAgain(plan); err != nil {
+		r.st = nil // or an act would write half of the plan over the whole of it
+		return err
+	}
+	return nil
 }
 
 func (r *runner) planAgain(plan []bounds) error {
