@@ -84,7 +84,8 @@ type splunkLane struct {
 	s       *Splunk
 	channel string
 	jar     *cookiejar.Jar
-	body    []byte // of the request, before compression
+	names   map[string]bool // of cookies in it
+	body    []byte          // of the request, before compression
 }
 
 const (
@@ -189,6 +190,7 @@ func (l *splunkLane) fresh() {
 	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
 	l.channel = fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 	l.jar, _ = cookiejar.New(nil) // never fails without options
+	l.names = map[string]bool{}
 }
 
 // Limits implements deliver.Sink.
@@ -283,7 +285,11 @@ func (l *splunkLane) send(ctx context.Context, items []deliver.Item) (r deliver.
 
 // encode makes the lines of items, compressed if that was asked for.
 func (l *splunkLane) encode(items []deliver.Item) []byte {
-	l.body = l.body[:0]
+	if l.body = l.body[:0]; l.s.zip == nil {
+		// What is sent as it is may be read by the connection still when there is an
+		// answer, or none came in time.
+		l.body = make([]byte, 0, cap(l.body))
+	}
 	for i := range items {
 		l.body = l.s.appendEvent(l.body, &items[i])
 	}
@@ -353,11 +359,24 @@ func (l *splunkLane) header() http.Header {
 	return h
 }
 
-// learn keeps the cookies of an answer.
+// Bounds of what is kept of a collector's cookies: a balancer needs one or two.
+const (
+	splunkCookies = 16
+	splunkCookie  = 4 << 10 // bytes of one
+)
+
+// learn keeps the cookies of an answer, for all paths.
 func (l *splunkLane) learn(a *Answer) {
-	if cookies := (&http.Response{Header: a.Header}).Cookies(); len(cookies) > 0 {
-		l.jar.SetCookies(l.s.url, cookies)
+	var keep []*http.Cookie
+	for _, c := range (&http.Response{Header: a.Header}).Cookies() {
+		if !l.names[c.Name] && len(l.names) >= splunkCookies || len(c.Name)+len(c.Value) > splunkCookie {
+			continue
+		}
+		l.names[c.Name] = true
+		c.Path, c.Domain = "/", ""
+		keep = append(keep, c)
 	}
+	l.jar.SetCookies(l.s.url, keep)
 }
 
 // newCookies reports whether an answer brings a cookie that was not sent.

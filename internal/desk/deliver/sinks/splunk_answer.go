@@ -59,7 +59,7 @@ var splunkAdvice = map[int]string{
 // classify says what an answer to events means.
 func (s *Splunk) classify(a *Answer, p splunkReply) deliver.Result {
 	r := deliver.Result{Status: a.Status, Detail: s.detail(string(a.Body)), Cause: "http_" + strconv.Itoa(a.Status)}
-	if p.code > 0 {
+	if p.code > 0 && p.code < 100 { // causes are few
 		r.Cause = "hec_" + strconv.Itoa(p.code)
 	}
 	switch {

@@ -1,9 +1,15 @@
 package sinks
 
 import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/http"
 	"strings"
+	"testing"
 	"time"
 
+	"github.com/gatebook/gatebook/internal/desk/deliver"
 	"github.com/gatebook/gatebook/internal/testenv/hecd"
 )
 
@@ -155,4 +161,51 @@ var splunkFaults = []splunkFault{
 	{name: "no cookies, one indexer", srv: func(s *hecd.Server) { s.NoCookies = true }},
 	{name: "cookies enforced and none come", srv: func(s *hecd.Server) { s.RequireCookie, s.NoCookies = true, true }, after: time.Minute,
 		then: func(s *hecd.Server) { s.Set(func(s *hecd.Server) { s.NoCookies = false }) }, cause: "http_400"},
+}
+
+// keeping is a requester that keeps bodies as a connection may, which goes on reading
+// when the answer is there.
+type keeping struct{ bodies [][]byte }
+
+func (k *keeping) Do(_ context.Context, _, _ string, _ http.Header, body []byte) (*Answer, error) {
+	k.bodies = append(k.bodies, body)
+	h := http.Header{}
+	for i := range 100 { // a new name each time
+		h.Add("Set-Cookie", fmt.Sprintf("c%d-%d=%s; Path=/%d", len(k.bodies), i, strings.Repeat("x", 100), i))
+	}
+	return &Answer{Status: http.StatusServiceUnavailable, Header: h, Body: []byte(`{"code":9}`)}, nil
+}
+
+func TestSplunkBodiesAreApart(t *testing.T) {
+	k := &keeping{}
+	s, err := newSplunk(SplunkSettings{Settings: Settings{URL: "https://splunk.example.com:8088"}, Token: credential(t, hecd.AckToken), InFlight: 1}, k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for from := range uint64(50) {
+		s.Send(t.Context(), splunkBatch(from, from+1))
+	}
+	for i, body := range k.bodies {
+		if !bytes.Contains(body, []byte(deliver.EventID(origin, uint64(i))+`"`)) {
+			t.Fatalf("the body of request %d was written over: %s", i, body)
+		}
+	}
+	l := <-s.free
+	if n := len(l.header().Get("Cookie")); n > splunkCookies*splunkCookie || n == 0 {
+		t.Errorf("%d bytes of cookies", n)
+	}
+	if len(l.names) > splunkCookies || len(l.jar.Cookies(s.url)) > splunkCookies {
+		t.Errorf("%d cookies", len(l.names))
+	}
+}
+
+// The copies of all rows together are bounded, or an answer of 4 MiB could keep a
+// processor busy for hours.
+func TestSplunkRowsAreBounded(t *testing.T) {
+	row := `{"preview":false,"result":{"event_id":"a-1","count":"600000"}}` + "\n"
+	n := 0
+	err := splunkRows([]byte(strings.Repeat(row, 10)), func(string) error { n++; return nil })
+	if err == nil || n > splunkCopies {
+		t.Errorf("%d copies, %v", n, err)
+	}
 }

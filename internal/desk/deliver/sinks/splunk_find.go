@@ -31,7 +31,7 @@ const (
 	// splunkPage is how many indexes are asked for at once: what is said of them
 	// fits into what is read of an answer.
 	splunkPage = 20000
-	// splunkCopies bounds what is believed of one event.
+	// splunkCopies bounds what is believed of the events of one answer.
 	splunkCopies = 1 << 20
 )
 
@@ -121,7 +121,7 @@ func (c *splunkSearchClient) refused(a *Answer) string {
 // that are only a preview are passed over; without a last row the answer is not
 // whole.
 func splunkRows(body []byte, fn func(id string) error) error {
-	last := false
+	last, copies := false, uint64(0)
 	for len(body) > 0 {
 		var line []byte
 		line, body, _ = bytes.Cut(body, []byte("\n"))
@@ -156,7 +156,7 @@ func splunkRows(body []byte, fn func(id string) error) error {
 			continue
 		}
 		n, err := strconv.ParseUint(row.Result.Count, 10, 64)
-		if err != nil || n > splunkCopies || row.Result.ID == "" {
+		if copies += min(n, splunkCopies+1); err != nil || copies > splunkCopies || row.Result.ID == "" {
 			return fmt.Errorf("a row of the answer is not an id and how often it is there: %.200q", line)
 		}
 		for range n {
