@@ -18,6 +18,7 @@ const (
 	maxMissing   = 1 << 16          // that are sent again at once
 	markEvery    = 10 * time.Second // how finely it is known when the cursor was where
 	compareRetry = 5 * time.Minute  // after a search that failed
+	compareMost  = 24 * time.Hour   // between two looks for what is missing again and again
 )
 
 // comparing is what a runner knows of comparisons. It belongs to the runner,
@@ -29,6 +30,7 @@ type comparing struct {
 	began   time.Time // when the window had its first settled record; zero: none yet
 	marks   []mark    // where the cursor was, oldest first
 	missing int       // at the last look
+	again   int       // looks in a row at which something was missing
 }
 
 // mark says how far everything was settled at a time.
@@ -152,12 +154,19 @@ func (r *runner) compared(now time.Time, f *found) {
 		rec.Outcome, rec.Event.Cause = record.Failure, "missing"
 		r.eng.log.Error("records are missing at a sink that had taken them; they are sent again", "sink", r.c.Name, "first", f.from, "last", f.to-1, "missing", f.missing)
 		r.sendAgain(f.again)
-		c.next = now.Add(r.c.CompareAfter + r.c.BackoffMax)
+		// What a filter at the sink drops is missing every time, and every time it is
+		// sent it costs: so more and more seldom, and never given up.
+		wait := compareMost
+		if first := r.c.CompareAfter + r.c.BackoffMax; c.again < 16 {
+			wait = max(min(first<<c.again, compareMost), first)
+		}
+		c.again++
+		c.next = now.Add(wait)
 		r.note(now, rec)
 		return
 	}
 	r.note(now, rec)
-	r.st.Compared, r.dirty, c.began = f.to, true, time.Time{}
+	r.st.Compared, r.dirty, c.began, c.again = f.to, true, time.Time{}, 0
 }
 
 // comparison is one search. It belongs to one goroutine.

@@ -117,6 +117,21 @@ func TestCompareFails(t *testing.T) {
 	})
 }
 
+// What a sink drops for good is sent again and again, but more and more seldom.
+func TestCompareBacksOff(t *testing.T) {
+	in(t, 0, 1, func(t *testing.T, _ *house) {
+		h, f := comparedHouse(t, 200)
+		f.lose[20] = 1 << 30
+		h.start()
+		time.Sleep(10 * 24 * time.Hour)
+		n := len(h.book.noted("compared"))
+		if n < 12 || n > 22 || h.sink.taken[EventID(testOrigin, 20)] > 23 {
+			t.Errorf("%d comparisons, %d copies", n, h.sink.taken[EventID(testOrigin, 20)])
+		}
+		h.end()
+	})
+}
+
 // A record that is missing again and again is never given up.
 func TestCompareNeverGivesUp(t *testing.T) {
 	in(t, 0, 1, func(t *testing.T, _ *house) {
