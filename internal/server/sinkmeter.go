@@ -112,6 +112,9 @@ func (m *sinkMeter) count(r *deliver.Result, records int) {
 	}
 }
 
+// mostCauses bounds the causes that are told apart.
+const mostCauses = 64
+
 func (m *sinkMeter) one(r *deliver.Result, records int) {
 	if r.Class == deliver.Done {
 		m.delivered[r.Grade.String()] += uint64(records)
@@ -120,6 +123,9 @@ func (m *sinkMeter) one(r *deliver.Result, records int) {
 	cause := r.Cause
 	if cause == "" {
 		cause = r.Class.String()
+	}
+	if _, known := m.retries[cause]; !known && len(m.retries) >= mostCauses {
+		cause = "other" // some causes have a number of the sink's choice
 	}
 	m.retries[cause]++
 	if r.Ambiguous {

@@ -76,6 +76,18 @@ func TestMeterKeepsAbilities(t *testing.T) {
 	}
 }
 
+// A sink that makes up causes makes neither memory nor metrics grow.
+func TestMeterCausesAreFew(t *testing.T) {
+	m, _ := metered(&saySink{}, false)
+	for i := range 1000 {
+		m.count(&deliver.Result{Items: []deliver.Result{{Class: deliver.Retry, Cause: fmt.Sprint("item_", i)}}}, 1)
+	}
+	_, retries, _ := m.counts()
+	if len(retries) > mostCauses+1 || retries["other"] != 1000-mostCauses {
+		t.Errorf("%d causes, %d others", len(retries), retries["other"])
+	}
+}
+
 // TestAlertsOnly: of a batch only alerts are sent, and what becomes of them is
 // told of them; all else is done at once.
 func TestAlertsOnly(t *testing.T) {
