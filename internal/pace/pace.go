@@ -83,9 +83,14 @@ func (s *Slicer) look() {
 		s.tried = true
 		s.turn = newTurn()
 	}
-	if s.turn == nil || !s.turn.wait() {
-		runtime.Gosched()
+	if s.turn != nil && s.turn.wait() {
+		return
 	}
+	if s.turn != nil { // what it said and did not take back would fill the pipe
+		s.turn.close()
+		s.turn = nil
+	}
+	runtime.Gosched()
 }
 
 // Close lets go of what Yield needed. The Slicer may be used and closed again.

@@ -93,3 +93,21 @@ func TestTurnWithoutPipe(t *testing.T) {
 	s.rest() // now with one
 	s.Close()
 }
+
+// A turn that cannot be waited for is not tried again: each try would leave a byte in
+// the pipe, and at the end somebody would wait for room in it for ever.
+func TestTurnThatFails(t *testing.T) {
+	var g *Group
+	s := g.New(time.Now)
+	defer s.Close()
+	if s.look(); s.turn == nil {
+		t.Fatal("there is no pipe")
+	}
+	if err := s.turn.r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if s.look(); s.turn != nil {
+		t.Error("it is kept")
+	}
+	s.look()
+}
