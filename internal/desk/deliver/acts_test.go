@@ -383,6 +383,19 @@ func TestReplayRemembersWhatWasSent(t *testing.T) {
 	})
 }
 
+// What a sink says while the engine ends is recorded.
+func TestLastWordsAreRecorded(t *testing.T) {
+	in(t, 10, 10, func(t *testing.T, h *house) {
+		h.sink.script = script(Durable, trouble{index: 3, times: -1, class: Pause, wait: time.Second, res: Result{Status: 404, Cause: "no_index"}})
+		h.start()
+		h.until(time.Minute, "a batch is under way", func() bool { return h.sink.sends() == 1 })
+		h.end()
+		if n := len(h.book.noted("sink_paused")); n != 1 {
+			t.Errorf("%d records of the pause", n)
+		}
+	})
+}
+
 func TestIndexAt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newBook(3000)

@@ -54,7 +54,10 @@ func (f *fakeBook) sign(n uint64) {
 	f.signed = n
 }
 
-func (f *fakeBook) Note(_ context.Context, r *record.Record) error {
+func (f *fakeBook) Note(ctx context.Context, r *record.Record) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.noting != nil {

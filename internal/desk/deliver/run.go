@@ -441,10 +441,12 @@ func (r *runner) windDown() {
 		r.dirty = true
 	}
 	r.drafts = nil
+	// Nothing is sent any more; what is known is kept all the same.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.ctx), graceful)
+	defer cancel()
+	r.sendCtx = ctx
 	r.flushNotes(time.Now())
 	if r.mustWrite() {
-		r.cancel()
-		r.sendCtx = context.WithoutCancel(r.ctx)
 		_ = r.writeNow(time.Now())
 	}
 	r.setState(Stopped)
