@@ -368,7 +368,9 @@ func TestCursorBeyondTheLog(t *testing.T) {
 // What was under way at a replay may arrive twice, also after a kill: it is counted.
 func TestReplayRemembersWhatWasSent(t *testing.T) {
 	in(t, 100, 10, func(t *testing.T, h *house) {
-		h.sink.script = func(call int, _ *Batch) act { return act{take: all, hang: call >= 3, res: Result{Class: Done, Grade: Durable}} }
+		h.sink.script = func(call int, _ *Batch) act {
+			return act{take: all, hang: call >= 3, res: Result{Class: Done, Grade: Durable}}
+		}
 		h.start()
 		h.until(time.Minute, "the third batch is under way", func() bool { return h.sink.sends() == 3 })
 		h.must(h.eng.Replay(context.Background(), anna, "s", 0))

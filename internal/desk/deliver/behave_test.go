@@ -155,6 +155,14 @@ func TestProjectionTrouble(t *testing.T) {
 		}
 		h.start()
 		h.until(time.Minute, "all is settled", h.settled)
+		time.Sleep(10 * time.Minute)
+		if n, err := h.eng.Requeue(context.Background(), anna, "s", nil); n != 2 || err != nil {
+			t.Errorf("%d, %v", n, err)
+		}
+		time.Sleep(time.Hour)
+		if n := h.status().Resending; n != 0 {
+			t.Errorf("%d are sent again for ever", n)
+		}
 		h.end()
 		h.oracle()
 		h.jailIs(5, 65)

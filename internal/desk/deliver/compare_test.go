@@ -2,6 +2,9 @@ package deliver
 
 import (
 	"context"
+	"maps"
+	"math"
+	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
@@ -115,6 +118,26 @@ func TestCompareFails(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	})
+}
+
+// The lowest index in quarantine is what a look at all of them would find.
+func TestJailLowest(t *testing.T) {
+	j := jail{index: map[uint64]struct{}{}}
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for range 5000 {
+		if i := rnd.Uint64N(40); rnd.IntN(2) == 0 {
+			j.add(i)
+		} else {
+			j.remove(i)
+		}
+		if rnd.IntN(3) == 0 {
+			continue
+		}
+		want, have := slices.Min(append(slices.Collect(maps.Keys(j.index)), math.MaxUint64)), len(j.index) > 0
+		if low, ok := j.lowest(); ok != have || ok && low != want {
+			t.Fatalf("lowest of %v: %d, %v", j.index, low, ok)
+		}
+	}
 }
 
 // What a sink drops for good is sent again and again, but more and more seldom.

@@ -54,25 +54,43 @@ func decodeQuarantined(b []byte) (*Quarantined, error) {
 type jail struct {
 	index map[uint64]struct{} // of this log
 	other int                 // of earlier logs
+	low   uint64              // of index, if known
+	known bool
+}
+
+func (j *jail) add(i uint64) {
+	if len(j.index) == 0 {
+		j.low, j.known = i, true
+	}
+	j.index[i] = struct{}{}
+	j.low = min(j.low, i) // of no meaning unless known
+}
+
+func (j *jail) remove(i uint64) {
+	delete(j.index, i)
+	j.known = j.known && i != j.low
 }
 
 func (j *jail) depth() int { return len(j.index) + j.other }
 
-// lowest returns the lowest index in quarantine.
+// lowest returns the lowest index in quarantine. It is asked after everything that
+// happens, and a quarantine may be large.
 func (j *jail) lowest() (low uint64, ok bool) {
-	for i := range j.index {
-		if !ok || i < low {
-			low, ok = i, true
+	if !j.known {
+		for i := range j.index {
+			if !j.known || i < j.low {
+				j.low, j.known = i, true
+			}
 		}
 	}
-	return low, ok
+	return j.low, j.known && len(j.index) > 0
 }
 
 func (r *runner) loadJail() error {
 	r.jail = jail{index: map[uint64]struct{}{}}
 	return r.eng.quarantine(r.ctx, r.c.Name, func(q *Quarantined) {
 		if q.Origin == r.eng.origin {
-			r.jail.index[q.Index] = struct{}{}
+			r.jail.add(q.Index)
 		} else {
 			r.jail.other++
 		}
@@ -133,7 +151,7 @@ func (r *runner) imprison(now time.Time, d *doom) error {
 		return err
 	}
 	r.eng.log.Warn("a sink does not take a record; it is in quarantine", "sink", q.Sink, "id", q.ID, "index", q.Index, "cause", q.Cause, "status", q.Status, "attempts", q.Attempts)
-	r.jail.index[q.Index] = struct{}{}
+	r.jail.add(q.Index)
 	f.settled = true
 	d.b.left--
 	r.sum.Quarantined++
@@ -162,7 +180,7 @@ func (r *runner) released(index uint64) {
 		r.trouble("writing the quarantine", err)
 		return
 	}
-	delete(r.jail.index, index)
+	r.jail.remove(index)
 	r.eng.log.Info("a record was delivered out of the quarantine", "sink", r.c.Name, "id", id)
 }
 
@@ -205,6 +223,7 @@ func (r *runner) makeErrand(now time.Time) {
 	r.errands = append(r.errands, b)
 	r.hold(b)
 	r.planned(b)
+	r.advance() // all of it may be in quarantine again already
 }
 
 // sendAgain adds indexes to those that are to be sent once more.
