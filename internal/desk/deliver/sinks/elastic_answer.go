@@ -187,7 +187,7 @@ func bulkRefused(a *Answer, now time.Time, secrets ...string) deliver.Result {
 	}
 	r := answered(class, a, now, secrets...)
 	if doc.Error != nil {
-		r.Detail = elasticDetail(kind, doc.Error.Reason, false, secrets...)
+		r.Detail = elasticDetail(kind, doc.Error.Reason, class == deliver.Poison, secrets...) // a parser quotes
 	}
 	// A node or something before it may have passed the request on.
 	r.Ambiguous = a.Status < 300 || a.Status >= 500 || a.Status == http.StatusRequestTimeout

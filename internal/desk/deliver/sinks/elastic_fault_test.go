@@ -269,3 +269,11 @@ func TestElasticWaitsAsAsked(t *testing.T) {
 		}
 	}
 }
+
+// What a parser has against a whole request quotes a record, too.
+func TestElasticRefusalQuotesNothing(t *testing.T) {
+	a := &Answer{Status: 400, Body: []byte(`{"error":{"type":"mapper_parsing_exception","reason":"failed to parse field [user.email] of type [ip]. Preview of field's value: 'anna@example.org'"},"status":400}`)}
+	if r := bulkRefused(a, start); r.Class != deliver.Poison || r.Detail != "mapper_parsing_exception: field user.email" {
+		t.Errorf("%+v", r)
+	}
+}
