@@ -16,7 +16,7 @@ import (
 func newSink(c *config.Sink, node string, group *pace.Group) (deliver.Sink, error) {
 	switch c.Type {
 	case config.SinkFile:
-		return sinks.NewFile(sinks.FileConfig{Path: string(c.Path), MaxBytes: int64(c.Rotate), MaxAge: c.Age.Std()})
+		return sinks.NewFile(sinks.FileConfig{Path: string(c.Path), MaxBytes: int64(c.Rotate), MaxAge: c.Age.Std(), Pace: group})
 	case config.SinkStdout:
 		return sinks.NewStdout(os.Stdout), nil
 	}

@@ -77,7 +77,7 @@ func (m *sinkMeter) sendAlerts(ctx context.Context, b *deliver.Batch) deliver.Re
 			at = append(at, i)
 		}
 	}
-	passed := deliver.Result{Class: deliver.Done, Grade: m.inner.Grade()}
+	passed := deliver.Result{Class: deliver.Done, Grade: m.inner.Grade(), Passed: true}
 	if len(at) == 0 {
 		return passed
 	}

@@ -60,6 +60,9 @@ const (
 type Result struct {
 	Class Class
 	Grade Grade // reached, if Done
+	// Passed, if Done: it was not sent, because it is none of what this sink is
+	// for. No receipt counts it.
+	Passed bool
 	// Ambiguous: it may have been taken though nobody said so. What is sent again
 	// then may arrive twice, and the receipt says so.
 	Ambiguous bool

@@ -75,7 +75,7 @@ func (r *runner) flushNotes(now time.Time) {
 func (r *runner) receipt(now time.Time) {
 	r.receiptAt = now.Add(receiptEvery)
 	t, to := r.st.Receipt, r.st.Cursor
-	if !t.Worth || to <= r.st.Noted {
+	if !t.Worth || to <= r.st.Noted || t.Count+t.Quarantined == 0 {
 		return
 	}
 	rec := r.event("delivered", "")

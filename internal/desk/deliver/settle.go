@@ -1,6 +1,7 @@
 package deliver
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -126,7 +127,7 @@ func (r *runner) whole(now time.Time, o *outcome, res *Result) {
 	case Done:
 		r.delivered(now, o.n)
 		for _, i := range p.at {
-			r.finish(p.b, i, res.Grade)
+			r.finish(p.b, i, res)
 		}
 	case Split, Poison:
 		if res.Class == Split {
@@ -149,7 +150,8 @@ func (r *runner) parts(now time.Time, o *outcome, all *Result) {
 	p := o.p
 	again := &piece{b: p.b, attempt: p.attempt}
 	var large []int
-	var worst *Result
+	var worst, paused *Result
+	settled, after := 0, time.Duration(0)
 	for n, i := range p.at {
 		res := &all.Items[n]
 		if res.Ambiguous && res.Class != Done {
@@ -161,18 +163,29 @@ func (r *runner) parts(now time.Time, o *outcome, all *Result) {
 		switch res.Class {
 		case Done:
 			r.delivered(now, o.n)
-			r.finish(p.b, i, res.Grade)
+			r.finish(p.b, i, res)
+			settled++
 		case Poison:
 			r.smaller(now, p, []int{i}, res)
+			settled++
 		case Split:
 			large, worst = append(large, i), res
 		case Pause:
-			r.pauses(now, res)
+			paused = cmp.Or(paused, res) // one answer is one refusal, of however many items
 			again.at = append(again.at, i)
 		default:
-			r.gate.atLeast(now, min(res.After, r.c.AfterMax))
+			after = max(after, res.After)
 			again.at = append(again.at, i)
 		}
+	}
+	switch {
+	case paused != nil:
+		r.pauses(now, paused)
+	case settled+len(large) == 0:
+		r.retries++
+		r.gate.fail(now, &r.c, after, o.n, r.sends)
+	default:
+		r.gate.atLeast(now, min(after, r.c.AfterMax))
 	}
 	if len(large) > 0 {
 		r.smaller(now, p, large, worst)
@@ -224,14 +237,18 @@ func (r *runner) delivered(now time.Time, n int64) {
 }
 
 // finish settles an item that was delivered.
-func (r *runner) finish(b *batch, i int, g Grade) {
+func (r *runner) finish(b *batch, i int, res *Result) {
 	f := &b.fate[i]
 	if f.settled {
 		return
 	}
 	f.settled = true
 	b.left--
-	t := tally{Count: 1, Grade: g}
+	if res.Passed {
+		r.released(b.items[i].Index)
+		return
+	}
+	t := tally{Count: 1, Grade: res.Grade}
 	if f.ambiguous || !b.errand && (b.items[i].Index < r.maybe || b.items[i].Index < r.st.High) {
 		t.Ambiguous = 1
 	}

@@ -150,6 +150,9 @@ func (g *engine) see(index uint64, r *record.Record) {
 		g.alerted(r)
 		return // it bears the reason of what it is about, which would count twice
 	}
+	if r.Kind == record.KindDelivery {
+		return // a receipt of an alert must not lead to the next one
+	}
 	at := r.Time + r.DurUS
 	for _, ru := range g.rules {
 		g.ask(ru, index, r, at)

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/gatebook/gatebook/internal/desk/deliver"
+	"github.com/gatebook/gatebook/internal/pace"
 )
 
 const (
@@ -38,6 +39,9 @@ type FileConfig struct {
 	MaxAge   time.Duration
 
 	Now func() time.Time // default time.Now
+	// Pace is other long work of the process, with which reading back and
+	// compressing give way to requests; nil: none.
+	Pace *pace.Group
 }
 
 // File appends JSON Lines, one record a line as the projection made it. A batch
@@ -94,7 +98,7 @@ func NewFile(c FileConfig) (*File, error) {
 	case c.MaxAge != 0 && c.MaxAge < time.Minute:
 		return nil, errors.New("file: files of less than a minute are too many")
 	}
-	return &File{conf: c, disk: osDisk{}}, nil
+	return &File{conf: c, disk: osDisk{c.Pace}}, nil
 }
 
 // Limits implements deliver.Sink.
@@ -339,7 +343,10 @@ func (f *File) readBefore() error {
 }
 
 func (f *File) remember(lines []byte) {
+	slice := f.conf.Pace.New(time.Now)
+	defer slice.Close()
 	for line := range bytes.Lines(lines) {
+		slice.Yield()
 		f.has[lineHash(bytes.TrimSuffix(line, []byte("\n")))] = struct{}{}
 	}
 }

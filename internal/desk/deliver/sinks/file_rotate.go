@@ -9,7 +9,9 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
+	"github.com/gatebook/gatebook/internal/pace"
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -99,7 +101,7 @@ func stamped(s string) bool {
 }
 
 // osDisk is the file system.
-type osDisk struct{}
+type osDisk struct{ pace *pace.Group }
 
 func (osDisk) Open(name string) (diskFile, error) {
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_APPEND|os.O_CREATE|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600)
@@ -132,7 +134,7 @@ func (d osDisk) Compress(name string) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(compress(out, in), out.Sync(), out.Close()); err != nil {
+	if err := errors.Join(compress(out, in, d.pace), out.Sync(), out.Close()); err != nil {
 		return errors.Join(err, os.Remove(part))
 	}
 	if err := os.Rename(part, name+".zst"); err != nil {
@@ -144,11 +146,24 @@ func (d osDisk) Compress(name string) error {
 	return os.Remove(name)
 }
 
-func compress(w io.Writer, r io.Reader) error {
+func compress(w io.Writer, r io.Reader, group *pace.Group) error {
 	z, err := zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(true))
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(z, r)
+	slice := group.New(time.Now)
+	defer slice.Close()
+	piece := make([]byte, zipPiece)
+	for err == nil {
+		var n int
+		n, err = r.Read(piece)
+		if _, werr := z.Write(piece[:n]); werr != nil {
+			err = werr
+		}
+		slice.Yield()
+	}
+	if err == io.EOF {
+		err = nil
+	}
 	return errors.Join(err, z.Close())
 }
