@@ -39,8 +39,8 @@ sinks:
 		{"siem --keep-days 3", ExitUsage, "needs --lifecycle"},
 		{"lines", ExitFailure, "needs no setting up"},
 		{"other", ExitFailure, "there is no sink \"other\""},
-		{"siem --auth basic --credential " + setup + " --lifecycle --keep-days 400", ExitOK, "created ILM policy gatebook-logs-gatebook-default, version 1"},
-		{"siem --auth basic --credential " + setup + " --lifecycle", ExitOK, "kept data stream logs-gatebook-default"},
+		{"siem --auth basic --credential " + setup + " --lifecycle --keep-days 400", ExitOK, "created ILM policy gatebook-logs-gatebook.audit-default, version 1"},
+		{"siem --auth basic --credential " + setup + " --lifecycle", ExitOK, "kept data stream logs-gatebook.audit-default"},
 	} {
 		var out, errs strings.Builder
 		args := append([]string{"--config", conf, "sink", "setup"}, strings.Fields(tt.args)...)
@@ -49,7 +49,7 @@ sinks:
 			t.Errorf("%s: exit %d\n%s\nwant %d, %s", tt.args, code, said, tt.code, tt.want)
 		}
 	}
-	if !strings.Contains(srv.Stored("policy", "gatebook-logs-gatebook-default"), `"min_age":"400d"`) {
+	if !strings.Contains(srv.Stored("policy", "gatebook-logs-gatebook.audit-default"), `"min_age":"400d"`) {
 		t.Error("no policy")
 	}
 }

@@ -261,10 +261,10 @@ func TestElasticIsNotFooled(t *testing.T) {
 	}
 	between := httptest.NewServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
 		r.SetURL(to)
-		r.Out.URL.Path = strings.Replace(r.In.URL.Path, "/logs-gatebook-default", "/insert/elasticsearch", 1)
+		r.Out.URL.Path = strings.Replace(r.In.URL.Path, "/logs-gatebook.audit-default", "/insert/elasticsearch", 1)
 	}})
 	defer between.Close()
-	sink, err := sinks.NewElastic(sinks.ElasticSettings{Settings: sinks.Settings{URL: between.URL, Gzip: true}, Stream: "logs-gatebook-default", Auth: sinks.ElasticNone})
+	sink, err := sinks.NewElastic(sinks.ElasticSettings{Settings: sinks.Settings{URL: between.URL, Gzip: true}, Stream: "logs-gatebook.audit-default", Auth: sinks.ElasticNone})
 	if err != nil {
 		t.Fatal(err)
 	}

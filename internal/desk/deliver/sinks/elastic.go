@@ -47,7 +47,7 @@ func (a ElasticAuth) header(credential string) (string, error) {
 // ElasticSettings say where records go in Elasticsearch or OpenSearch.
 type ElasticSettings struct {
 	Settings
-	// Stream is the name of the data stream, such as logs-gatebook-default.
+	// Stream is the name of the data stream, such as logs-gatebook.audit-default.
 	Stream string
 	Auth   ElasticAuth
 	// Credential reads what may add documents and nothing else; nil with ElasticNone.
@@ -134,7 +134,7 @@ func (e *Elastic) firstRead(from func() (string, error)) (*Credential, error) {
 // checkStream holds a name against the rules for names of data streams.
 func checkStream(name string) error {
 	if name == "" || len(name) > 255 || strings.ContainsAny(name, "\\/*?\"<>| ,#:%") || strings.ToLower(name) != name || strings.ContainsAny(name[:1], "-_+.") {
-		return fmt.Errorf("%q is no name of a data stream: lower-case, no separators or wildcards, not beginning with - _ + or a dot; logs-gatebook-default is one", name)
+		return fmt.Errorf("%q is no name of a data stream: lower-case, no separators or wildcards, not beginning with - _ + or a dot; logs-gatebook.audit-default is one", name)
 	}
 	for i := range len(name) {
 		if name[i] < ' ' || name[i] > '~' {

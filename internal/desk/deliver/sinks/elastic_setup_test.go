@@ -123,7 +123,7 @@ func TestElasticTestSays(t *testing.T) {
 		{"unknown", "the credential is not believed (401", bulkd.Config{Principals: []bulkd.Principal{{Name: "a", Basic: "a:pw"}}}, nil, "b"},
 		{"unknown to opensearch", "the credential is not believed (401: Unauthorized)", bulkd.Config{Product: bulkd.OpenSearch, Principals: []bulkd.Principal{{Name: "a", Basic: "a:pw"}}}, nil, "b"},
 		{"no monitor", "give it monitor on the cluster", bulkd.Config{Principals: []bulkd.Principal{{Name: "a", Basic: "a:pw", Indices: all}}}, nil, "a"},
-		{"only reading", "lacks the privileges: auto_configure on logs-gatebook-default, create_doc on logs-gatebook-default", bulkd.Config{Principals: []bulkd.Principal{{Name: "a", Basic: "a:pw", Cluster: []string{"monitor"}, Indices: []bulkd.Grant{{Names: []string{"logs-*"}, Privileges: []string{"read"}}}}}}, nil, "a"},
+		{"only reading", "lacks the privileges: auto_configure on logs-gatebook.audit-default, create_doc on logs-gatebook.audit-default", bulkd.Config{Principals: []bulkd.Principal{{Name: "a", Basic: "a:pw", Cluster: []string{"monitor"}, Indices: []bulkd.Grant{{Names: []string{"logs-*"}, Privileges: []string{"read"}}}}}}, nil, "a"},
 		{"opensearch without templates", "indices:admin/index_template/get", bulkd.Config{Product: bulkd.OpenSearch, Principals: []bulkd.Principal{{Name: "a", Basic: "a:pw", Cluster: []string{"cluster:monitor/main"}}}}, nil, "a"},
 		{"something else", "neither Elasticsearch nor OpenSearch", bulkd.Config{}, &bulkd.Fault{Path: "/", Status: 200, Body: `{"hello":"world"}`}, ""},
 		{"a page", "neither Elasticsearch nor OpenSearch", bulkd.Config{}, &bulkd.Fault{Path: "/", Status: 200, Body: `<html>`}, ""},
@@ -210,7 +210,7 @@ func TestElasticBootstrap(t *testing.T) {
 		}
 		index := srv.Stored("_index_template", "gatebook-"+elasticTestStream)
 		for what, found := range map[string]bool{
-			`"index.lifecycle.name":"gatebook-logs-gatebook-default"`: product == bulkd.Elasticsearch,
+			`"index.lifecycle.name":"gatebook-logs-gatebook.audit-default"`: product == bulkd.Elasticsearch,
 			`"data_retention":"400d"`:                                 product == bulkd.Serverless,
 			`"priority":500`:                                          true,
 		} {
@@ -230,7 +230,7 @@ func TestElasticBootstrapRespects(t *testing.T) {
 	mine := func(v int) string {
 		return fmt.Sprintf(`{"_meta":{"managed_by":"gatebook","version":%d},"template":{}}`, v)
 	}
-	index := `{"index_patterns":["logs-gatebook-default"],"data_stream":{},"priority":400,"_meta":{"managed_by":"gatebook","version":%d}}`
+	index := `{"index_patterns":["logs-gatebook.audit-default"],"data_stream":{},"priority":400,"_meta":{"managed_by":"gatebook","version":%d}}`
 	ilm := `{"policy":{"_meta":{"managed_by":"gatebook","version":%d},"phases":{}}}`
 	ism := `{"policy":{"description":"managed by gatebook, version %d","states":[]}}`
 	name := "gatebook-" + elasticTestStream

@@ -14,7 +14,7 @@ import (
 
 const (
 	elasticTestOrigin = "log.example.com/test"
-	elasticTestStream = "logs-gatebook-default"
+	elasticTestStream = "logs-gatebook.audit-default"
 )
 
 var elasticTestTime = time.Date(2026, 11, 28, 12, 0, 0, 123456000, time.UTC)
@@ -271,7 +271,7 @@ func TestElasticRefusesSettings(t *testing.T) {
 		{"at most 10,000", func(s *ElasticSettings) { s.Items = 10001 }},
 		{"http to another machine", func(s *ElasticSettings) { s.URL = "http://es.example.com" }},
 	} {
-		s := ElasticSettings{Settings: Settings{URL: "https://es.example.com"}, Stream: "logs-gatebook-default"}
+		s := ElasticSettings{Settings: Settings{URL: "https://es.example.com"}, Stream: "logs-gatebook.audit-default"}
 		tt.change(&s)
 		if _, err := NewElastic(s); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%+v: %v, want %q", s.Stream, err, tt.want)
