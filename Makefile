@@ -91,7 +91,7 @@ fips:
 test-main:
 	$(GO) test -timeout 20m -run 'Flip|Power' ./internal/book ./internal/testenv/verifier2
 	$(GO) test -timeout 20m -run 'Big|Slow|Idle|Steady|Flood' ./cmd/gatebook
-	$(GO) test -race -timeout 20m $(PACKAGES)
+	$(GO) test -race -timeout 30m $(PACKAGES)
 
 # Long: more kills, every byte flipped, a million records.
 soak:

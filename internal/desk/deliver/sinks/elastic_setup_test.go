@@ -211,8 +211,8 @@ func TestElasticBootstrap(t *testing.T) {
 		index := srv.Stored("_index_template", "gatebook-"+elasticTestStream)
 		for what, found := range map[string]bool{
 			`"index.lifecycle.name":"gatebook-logs-gatebook.audit-default"`: product == bulkd.Elasticsearch,
-			`"data_retention":"400d"`:                                 product == bulkd.Serverless,
-			`"priority":500`:                                          true,
+			`"data_retention":"400d"`: product == bulkd.Serverless,
+			`"priority":500`:          true,
 		} {
 			if strings.Contains(index, what) != found {
 				t.Errorf("%d: %s: %v in %s", product, what, !found, index)
