@@ -36,7 +36,7 @@ func newSinks() http.Handler {
 		if !ok {
 			return
 		}
-		splunk.Add(int64(bytes.Count(b, []byte(`"event":`))))
+		splunk.Add(int64(bytes.Count(b, []byte("\n"))))
 		fmt.Fprint(w, `{"text":"Success","code":0}`)
 	})
 	mux.HandleFunc("POST /api/v2/logs", func(w http.ResponseWriter, r *http.Request) {
