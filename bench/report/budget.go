@@ -46,6 +46,8 @@ func (r *results) list() []budget {
 		{"open mark + commit, written, p50", "one at a time", 60, atMost, "%.1f", "us", book("Book/written/1", "p50-us")},
 		{"added latency at W1, p99", "p99 minus p99 without a proxy, by round", 500, atMost, "%.0f", "us", r.pairs("gatebook", direct, "W1", "W1", true, p99, minus)},
 		{"added latency at W4c, p99", "p99 minus p99 without a proxy, by round", 500, atMost, "%.0f", "us", r.pairs("gatebook", direct, "W4c", "W4c", true, p99, minus)},
+		{"of which above a bare Go proxy at W1", "p99 minus p99 of gonet, by round", 500, atMost, "%.0f", "us", r.pairs("gatebook", "gonet", "W1", "W1", true, p99, minus)},
+		{"of which above a bare Go proxy at W4c", "p99 minus p99 of gonet, by round", 500, atMost, "%.0f", "us", r.pairs("gatebook", "gonet", "W4c", "W4c", true, p99, minus)},
 		{"allocations on the allow path, book excluded", "gate benchmark Serve", 15, atMost, "%.0f", "", r.value(gatePkg, "Serve", "allocs/op")},
 		{"allocations on the allow path, book included", "Serve and the book's open mark and commit", 15, atMost, "%.0f", "", allocs},
 		{"stored bytes per record, 200 subjects", "whole folder after the W4c runs", 70, atMost, "%.1f", "B", perRecord},
