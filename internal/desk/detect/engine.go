@@ -23,8 +23,7 @@ const storm = 20
 // recents is how many values a rule remembers beside its filter.
 const recents = 4096
 
-// maxTold is how many keys with alerts are remembered before old ones are
-// looked for.
+// maxTold is how many alerts are remembered before old ones are looked for.
 const maxTold = 256
 
 // finding is an alert that is to be written.
@@ -50,7 +49,8 @@ type engine struct {
 	seed     maphash.Seed
 	findings []finding
 	key      []byte
-	quiet    bool // records are read again: what they led to is written already
+	quiet    bool  // records are read again: what they led to is written already
+	at       int64 // µs: when the last record that is no alert ended
 }
 
 // rule is a Rule at work. It is owned by its engine.
@@ -68,7 +68,8 @@ type rule struct {
 	recent       [][]byte           // of filter: some of what it was asked last, so that it need not be asked
 	since        int64              // µs: when the first record was seen; 0: none yet
 	told         map[string][]int64 // by key: when the last record of each alert was, µs
-	most         int                // of told, before old ones are looked for
+	tolds        int                // times in told
+	most         int                // of them, before old ones are looked for
 
 	alerts   uint64
 	withheld uint64 // alerts that a storm kept from being written
@@ -148,14 +149,17 @@ const rulePrefix = "detect."
 func (g *engine) see(index uint64, r *record.Record) {
 	if r.Kind == record.KindAlert {
 		g.alerted(r)
+		for _, ru := range g.rules {
+			ru.forget(g.at) // not by the time of the alert, which may be about records of long ago
+		}
 		return // it bears the reason of what it is about, which would count twice
 	}
 	if r.Kind == record.KindDelivery {
 		return // a receipt of an alert must not lead to the next one
 	}
-	at := r.Time + r.DurUS
+	g.at = r.Time + r.DurUS
 	for _, ru := range g.rules {
-		g.ask(ru, index, r, at)
+		g.ask(ru, index, r, g.at)
 	}
 }
 
@@ -177,22 +181,25 @@ func (g *engine) alerted(r *record.Record) {
 func (ru *rule) tell(key string, at int64) {
 	if !slices.Contains(ru.told[key], at) {
 		ru.told[key] = append(ru.told[key], at)
+		ru.tolds++
 	}
 }
 
 // forget drops alerts that are too old for a record of a time. Those that are
 // later stay: they were found in the book ahead of the records.
 func (ru *rule) forget(at int64) {
-	if len(ru.told) < ru.most {
+	if ru.tolds < ru.most {
 		return
 	}
+	ru.tolds = 0
 	for k, times := range ru.told {
 		times = slices.DeleteFunc(times, func(t int64) bool { return t < at-2*ru.window })
+		ru.tolds += len(times)
 		if ru.told[k] = times; len(times) == 0 {
 			delete(ru.told, k)
 		}
 	}
-	ru.most = max(maxTold, 2*len(ru.told))
+	ru.most = max(maxTold, 2*ru.tolds)
 }
 
 // tells reports whether one of the times is within a window of at.
