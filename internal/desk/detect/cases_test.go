@@ -1,9 +1,14 @@
 package detect
 
 import (
+	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/gatebook/gatebook/internal/book/record"
 )
 
 func TestCases(t *testing.T) {
@@ -22,6 +27,84 @@ func TestCases(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestNeeds: from the fields that the rules say they need alone, as a reader of the
+// book picks them, comes the same as from whole records.
+func TestNeeds(t *testing.T) {
+	found := 0
+	for _, name := range []string{"testdata/builtin.json", "testdata/own.json"} {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := decodeCases(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rules, err := f.onTop(Builtin())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range f.Cases {
+			found += f.Cases[i].picked(t, rules)
+		}
+	}
+	if found < 20 {
+		t.Errorf("in all there are %d alerts", found)
+	}
+	for where, all := range map[string]bool{`status == 200`: false, `index > 3`: false, `authn == authn`: true, `let x = status; x == 200`: true} {
+		g, err := newEngine([]Rule{{Name: "a", Where: where, Count: 1, Window: time.Minute}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := len(g.needs()) == len(record.FramePaths()); got != all {
+			t.Errorf("%s needs %q", where, g.needs())
+		}
+	}
+}
+
+// picked runs a case on whole records and on picked ones.
+func (c *caseText) picked(t *testing.T, rules []Rule) int {
+	t.Helper()
+	whole, err := newEngine(rules)
+	if err != nil {
+		t.Fatal(err)
+	}
+	part, err := newEngine(rules)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := record.NewPicker(part.needs())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Start.IsZero() {
+		c.Start = time.UnixMicro(begin)
+	}
+	left := maxCaseRecords
+	recs, err := c.make(&left)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range recs {
+		r, err := p.Pick(record.AppendFrame(nil, &recs[i]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole.see(uint64(i), &recs[i])
+		part.see(uint64(i), r)
+	}
+	show := func(g *engine) (out []string) {
+		for _, f := range g.findings {
+			out = append(out, fmt.Sprint(f.rule.Name, f.key, f.values, f.count, f.exact, f.first, f.last, f.links))
+		}
+		return out
+	}
+	if a, b := show(whole), show(part); !slices.Equal(a, b) {
+		t.Errorf("%s: of whole records %q, of picked ones %q", c.Name, a, b)
+	}
+	return len(whole.findings)
 }
 
 // TestCasesFail: a case that does not go as it says is told.

@@ -60,9 +60,10 @@ const (
 // once.
 type Detector struct {
 	cfg    Config
-	every  time.Duration // between two states kept
-	engine *engine       // owned by Run
-	st     state         // owned by Run
+	every  time.Duration  // between two states kept
+	engine *engine        // owned by Run
+	picker *record.Picker // owned by Run
+	st     state          // owned by Run
 
 	// Owned by Run.
 	next  uint64    // the first record not looked at yet
@@ -109,6 +110,9 @@ func New(ctx context.Context, c Config) (*Detector, error) {
 		return nil, err
 	}
 	d := &Detector{cfg: c, every: saveEvery, engine: g}
+	if d.picker, err = record.NewPicker(g.needs()); err != nil {
+		return nil, err
+	}
 	d.cfg.Rules = nil
 	if err := d.load(ctx); err != nil {
 		return nil, err
@@ -216,15 +220,15 @@ func (d *Detector) read(ctx context.Context, to uint64) error {
 		return fmt.Errorf("cannot read the book: %w", err)
 	}
 	depth := d.engine.depth()
-	err = r.Each(d.next, to, false, func(e *book.Entry) error {
-		if e.Index&0xfff == 0 && ctx.Err() != nil {
+	err = r.Pick(d.next, to, d.picker, func(index uint64, rec *record.Record) error {
+		if index&0xfff == 0 && ctx.Err() != nil {
 			return ctx.Err()
 		}
-		d.next, d.dirty = e.Index+1, true
-		if e.Record.Kind != record.KindAlert {
-			d.st.mark(e.Record.Time+e.Record.DurUS, e.Index, depth)
+		d.next, d.dirty = index+1, true
+		if rec.Kind != record.KindAlert {
+			d.st.mark(rec.Time+rec.DurUS, index, depth)
 		}
-		d.engine.see(e.Index, e.Record)
+		d.engine.see(index, rec)
 		if len(d.engine.findings) >= atOnce {
 			return errEnough
 		}
@@ -346,8 +350,8 @@ func (d *Detector) recall(ctx context.Context) error {
 	}
 	d.engine.quiet = true
 	if err == nil && from < d.next {
-		err = r.Each(from, d.next, false, func(e *book.Entry) error {
-			d.engine.see(e.Index, e.Record)
+		err = r.Pick(from, d.next, d.picker, func(index uint64, rec *record.Record) error {
+			d.engine.see(index, rec)
 			return ctx.Err()
 		})
 	}
@@ -376,13 +380,19 @@ func (d *Detector) tellStatus(err error) {
 	if err != nil {
 		s.Failed = err.Error()
 	}
-	for _, ru := range d.engine.rules {
-		s.Rules = append(s.Rules, RuleStatus{
-			Name: ru.Name, Learning: ru.Learn > 0 && ru.learns(d.st.newest()), Alerts: ru.alerts, Withheld: ru.withheld,
-			Keys: len(ru.table.index), Gone: ru.table.gone, Failed: ru.failed, Failure: ru.failure,
-		})
-	}
+	s.Rules = d.engine.statuses(d.st.newest())
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.status = s
+}
+
+// statuses are glances at the rules at a time, in µs.
+func (g *engine) statuses(at int64) (out []RuleStatus) {
+	for _, ru := range g.rules {
+		out = append(out, RuleStatus{
+			Name: ru.Name, Learning: ru.Learn > 0 && ru.learns(at), Alerts: ru.alerts, Withheld: ru.withheld,
+			Keys: len(ru.table.index), Gone: ru.table.gone, Failed: ru.failed, Failure: ru.failure,
+		})
+	}
+	return out
 }

@@ -20,8 +20,8 @@ const everybody = "*"
 // what so many do at once was done by whoever changed a policy, or needs no list.
 const storm = 20
 
-// recents is how many values a rule remembers beside its filter.
-const recents = 4096
+// recents is how many values a rule remembers beside its filter, by their hashes.
+const recents = 1 << 15
 
 // maxTold is how many alerts are remembered before old ones are looked for.
 const maxTold = 256
@@ -65,7 +65,7 @@ type rule struct {
 	table        *table
 	past         *past
 	filter       *filter
-	recent       [][]byte           // of filter: some of what it was asked last, so that it need not be asked
+	recent       []uint64           // of filter: some of what it was asked last, so that it need not be asked
 	since        int64              // µs: when the first record was seen; 0: none yet
 	told         map[string][]int64 // by key: when the last record of each alert was, µs
 	tolds        int                // times in told
@@ -110,7 +110,7 @@ func (ru *rule) reset() {
 		leave = ru.past.leave
 	}
 	if ru.New != "" {
-		ru.filter, ru.recent = &filter{}, make([][]byte, recents)
+		ru.filter, ru.recent = &filter{}, make([]uint64, recents)
 	}
 	apart := min(2*ru.Count, MaxDistinct)
 	if ru.Times > 0 {
@@ -281,17 +281,15 @@ func (g *engine) isNew(ru *rule, r *record.Record) bool {
 	}
 	n := len(g.key)
 	g.key = append(append(g.key, 0), v...)
-	recent := &ru.recent[maphash.Bytes(g.seed, g.key)%recents]
-	same := string(*recent) == string(g.key)
-	if !same {
-		*recent = append((*recent)[:0], g.key...)
+	defer func() { g.key = g.key[:n] }()
+	hash := maphash.Bytes(g.seed, g.key)
+	recent := &ru.recent[hash%recents]
+	if *recent == hash {
+		return false
 	}
-	var sum [sha256.Size]byte
-	if !same {
-		sum = sha256.Sum256(g.key)
-	}
-	g.key = g.key[:n]
-	return !same && !ru.filter.sees([2]uint64{binary.LittleEndian.Uint64(sum[:]), binary.LittleEndian.Uint64(sum[8:]) | 1})
+	*recent = hash
+	sum := sha256.Sum256(g.key)
+	return !ru.filter.sees([2]uint64{binary.LittleEndian.Uint64(sum[:]), binary.LittleEndian.Uint64(sum[8:]) | 1})
 }
 
 // learns reports whether the rule is still learning the past.
