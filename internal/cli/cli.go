@@ -134,7 +134,7 @@ func newRoot(stdio IO) *cobra.Command {
 		a.initCommand(), a.checkCommand(), a.serveCommand(), a.demoCommand(),
 		a.verifyCommand(), a.searchCommand(), a.showCommand(), a.countCommand(), a.proveCommand(),
 		a.backupCommand(), a.restoreCommand(), a.bookCommand(), a.apikeyCommand(),
-		a.tailCommand(), a.doctorCommand(), a.reloadCommand(), a.policyCommand(), a.tokenCommand(), a.sessionCommand(), a.sinkCommand(),
+		a.tailCommand(), a.doctorCommand(), a.reloadCommand(), a.policyCommand(), a.tokenCommand(), a.sessionCommand(), a.sinkCommand(), a.detectCommand(),
 		a.statusCommand(), a.versionCommand(), a.manCommand(),
 	)
 	wrapArgs(root)

@@ -120,6 +120,37 @@ func detectRules(f *config.File) ([]detect.Rule, error) {
 	return detect.Select(f.Detect.Off, own)
 }
 
+// candidateRules are the rules of a configuration, with those of a file of cases on
+// top if there is one.
+func candidateRules(f *config.File, file []byte) ([]detect.Rule, error) {
+	rules, err := detectRules(f)
+	if err != nil || file == nil {
+		return rules, err
+	}
+	return detect.OnTop(file, rules)
+}
+
+// DetectTrial tries the rules of a configuration on records that there are. file, if
+// not nil, is a file of cases whose rules are put on top. learned: they have learned
+// already.
+func DetectTrial(f *config.File, file []byte, learned bool) (*detect.Trial, error) {
+	rules, err := candidateRules(f, file)
+	if err != nil {
+		return nil, err
+	}
+	return detect.NewTrial(rules, learned)
+}
+
+// DetectCases tries the rules of a configuration, with those of the file on top, on
+// the cases of the file.
+func DetectCases(f *config.File, file []byte) ([]detect.CaseResult, error) {
+	rules, err := detectRules(f)
+	if err != nil {
+		return nil, err
+	}
+	return detect.Test(file, rules)
+}
+
 func detectRule(c *config.DetectRule) detect.Rule {
 	r := detect.Rule{
 		Name: c.Name, Alert: c.Alert, Severity: detect.Severity(c.Severity), Where: c.Where, By: c.By, Distinct: c.Distinct, Count: c.Count,

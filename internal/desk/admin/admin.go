@@ -315,7 +315,7 @@ func (a *API) records(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := a.access(r, actOf(r, "search", "policy_replay"), "", q.Reveal); err != nil {
+	if err := a.access(r, actOf(r, "search", "policy_replay", "detect_test"), "", q.Reveal); err != nil {
 		return err
 	}
 	rd, err := a.book.Reader()

@@ -21,10 +21,10 @@ import (
 
 // CaseResult says how a case went.
 type CaseResult struct {
-	Name string
-	Got  []string // alerts, as "rule target count at"
-	Want []string // those that were wanted and did not come
-	More []string // those that came and were not wanted
+	Name string   `json:"name"`
+	Got  []string `json:"alerts"`             // as "rule target count at"
+	Want []string `json:"missing,omitempty"`  // those that were wanted and did not come
+	More []string `json:"unwanted,omitempty"` // those that came and were not wanted
 }
 
 // OK reports whether everything came as wanted.
@@ -189,6 +189,15 @@ func Test(file []byte, rules []Rule) ([]CaseResult, error) {
 }
 
 func decodeCases(b []byte) (*caseFile, error) {
+	f, err := decodeRules(b)
+	if err == nil && (len(f.Cases) == 0 || len(f.Cases) > maxCases) {
+		err = &CaseError{fmt.Sprintf("a file has 1 to %d cases, this one has %d", maxCases, len(f.Cases))}
+	}
+	return f, err
+}
+
+// decodeRules reads a file that may be without cases.
+func decodeRules(b []byte) (*caseFile, error) {
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields()
 	var f caseFile
@@ -197,9 +206,6 @@ func decodeCases(b []byte) (*caseFile, error) {
 	}
 	if _, err := dec.Token(); err != io.EOF {
 		return nil, &CaseError{fmt.Sprintf("not a file of cases: something follows its end at byte %d", dec.InputOffset())}
-	}
-	if len(f.Cases) == 0 || len(f.Cases) > maxCases {
-		return nil, &CaseError{fmt.Sprintf("a file has 1 to %d cases, this one has %d", maxCases, len(f.Cases))}
 	}
 	return &f, nil
 }
@@ -243,10 +249,8 @@ func (c *caseText) try(rules []Rule, left *int) (*CaseResult, error) {
 	if c.Start.IsZero() {
 		c.Start = time.Date(2026, 3, 2, 10, 0, 0, 0, time.UTC)
 	}
-	for _, ru := range g.rules {
-		if c.Learned {
-			ru.since = 1
-		}
+	if c.Learned {
+		g.learnBefore()
 	}
 	recs, err := c.make(left)
 	if err != nil {
