@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"sort"
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
@@ -297,10 +298,12 @@ func (v *View) readSealed(s *sealedSegment, fn func(*Sealed) error) error {
 
 func (v *View) readWAL(w *walFile, from, to uint64, fn func(*Sealed) error) error {
 	var buf []byte
+	var s Sealed // one for all: fn keeps none
 	read := w.window(w.batches, to)
-	for _, b := range w.batches {
-		if b.first+uint64(b.count) <= from || b.first >= to {
-			continue
+	begin := sort.Search(len(w.batches), func(i int) bool { return w.batches[i].first+uint64(w.batches[i].count) > from })
+	for _, b := range w.batches[begin:] {
+		if b.first >= to {
+			break
 		}
 		v.yield()
 		items, err := w.readBatch(b.batchInfo, &read, buf)
@@ -316,7 +319,7 @@ func (v *View) readWAL(w *walFile, from, to uint64, fn func(*Sealed) error) erro
 			if _, ok := it.leaf(); !ok {
 				continue
 			}
-			s := Sealed{Index: it.leafIndex(), Manifest: it.typ != itemRecord, Subject: it.subject, Frame: it.frame, Personal: it.personal}
+			s = Sealed{Index: it.leafIndex(), Manifest: it.typ != itemRecord, Subject: it.subject, Frame: it.frame, Personal: it.personal}
 			if err := fn(&s); err != nil {
 				return err
 			}
