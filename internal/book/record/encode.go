@@ -2,7 +2,9 @@ package record
 
 import (
 	"bytes"
+	"reflect"
 	"strconv"
+	"unsafe"
 )
 
 // maxTime is 9999-12-31T23:59:59.999999Z, the last time RFC 3339 can write.
@@ -17,7 +19,7 @@ const maxTime = 253402300799999999
 // The result decodes if r.Kind and r.Outcome are of the closed lists and it is
 // at most MaxPart long.
 func AppendFrame(dst []byte, r *Record) []byte {
-	return appendTable(dst, frameV1, r)
+	return appendTable(dst, frameV1, frameSteps, r)
 }
 
 // AppendPersonal appends the personal part of r, in the same form. A personal
@@ -26,7 +28,7 @@ func AppendFrame(dst []byte, r *Record) []byte {
 // with the list of its values.
 func AppendPersonal(dst []byte, r *Record) []byte {
 	start := len(dst)
-	dst = appendTable(dst, personalV1, r)
+	dst = appendTable(dst, personalV1, personalSteps, r)
 	if len(dst) == start+len("{}") {
 		return dst[:start]
 	}
@@ -51,24 +53,66 @@ func Append(frame, personal []byte, r *Record) (f, p []byte) {
 // replaced is the escape of bytes that are not valid UTF-8, and of U+FFFD.
 var replaced = []byte(replacement)
 
-// appendTable walks a schema table. A nested object that turns out to be empty
-// is taken back.
-func appendTable(dst []byte, tab []field, r *Record) []byte {
+// A step is a row of a schema table as the encoder wants it: small, so that the
+// many rows with nothing to write cost little. off is where the value stands in
+// a Record.
+type step struct {
+	lit  string // the row's, with a comma in front
+	off  uintptr
+	next uint16
+	typ  fieldType
+}
+
+var (
+	frameSteps    = steps(frameV1)
+	personalSteps = steps(personalV1)
+)
+
+// steps turns a schema table into the encoder's form.
+func steps(tab []field) []step {
+	var r Record
+	out := make([]step, len(tab))
+	for i := range tab {
+		f := &tab[i]
+		s := step{lit: "," + f.lit, next: uint16(f.next), typ: f.typ}
+		switch f.typ {
+		case tOpen, tClose, tVersion:
+		default:
+			s.off = reflect.ValueOf(f.at(&r)).Pointer() - reflect.ValueOf(&r).Pointer()
+		}
+		out[i] = s
+	}
+	return out
+}
+
+// value gives access to the value of a step, which is a T by the schema.
+func value[T any](r *Record, off uintptr) *T { return (*T)(unsafe.Add(unsafe.Pointer(r), off)) }
+
+// appendTable walks a schema table and its steps. A nested object that turns out
+// to be empty is taken back.
+func appendTable(dst []byte, tab []field, steps []step, r *Record) []byte {
 	var marks [4]int
 	depth := 0
 	dst = append(dst, '{')
-	for i := 0; i < len(tab); {
-		f := &tab[i]
-		i++
+	for i := 0; i < len(steps); {
+		f := &steps[i]
 		switch f.typ {
+		case tString:
+			if s := *value[string](r, f.off); s != "" {
+				dst = appendString(appendNext(dst, f.lit), s)
+			}
+		case tInt:
+			if v := *value[int64](r, f.off); v != 0 {
+				dst = strconv.AppendInt(appendNext(dst, f.lit), v, 10)
+			}
 		case tOpen:
-			if f.empty != nil && f.empty(r) {
-				i = f.next
+			if empty := tab[i].empty; empty != nil && empty(r) {
+				i = int(f.next)
 				continue
 			}
 			marks[depth] = len(dst)
 			depth++
-			dst = appendKey(dst, f.lit)
+			dst = appendNext(dst, f.lit)
 		case tClose:
 			depth--
 			if dst[len(dst)-1] == '{' {
@@ -76,64 +120,65 @@ func appendTable(dst []byte, tab []field, r *Record) []byte {
 			} else {
 				dst = append(dst, '}')
 			}
-		case tString:
-			if s := *f.at(r).(*string); s != "" {
-				dst = appendString(appendKey(dst, f.lit), s)
-			}
-		case tInt:
-			if v := *f.at(r).(*int64); v != 0 {
-				dst = strconv.AppendInt(appendKey(dst, f.lit), v, 10)
-			}
 		default:
 			dst = appendOther(dst, f, r)
 		}
+		i++
 	}
 	return append(dst, '}')
 }
 
 // appendOther appends the fields of the less frequent types.
-func appendOther(dst []byte, f *field, r *Record) []byte {
+func appendOther(dst []byte, f *step, r *Record) []byte {
 	switch f.typ {
 	case tSmall:
-		if v := *f.at(r).(*int); v != 0 {
-			dst = strconv.AppendInt(appendKey(dst, f.lit), int64(v), 10)
+		if v := *value[int](r, f.off); v != 0 {
+			dst = strconv.AppendInt(appendNext(dst, f.lit), int64(v), 10)
 		}
 	case tBool:
-		if *f.at(r).(*bool) {
-			dst = append(appendKey(dst, f.lit), "true"...)
+		if *value[bool](r, f.off) {
+			dst = append(appendNext(dst, f.lit), "true"...)
 		}
 	case tList:
-		if l := *f.at(r).(*[]string); len(l) > 0 {
-			dst = appendList(appendKey(dst, f.lit), l)
+		if l := *value[[]string](r, f.off); len(l) > 0 {
+			dst = appendList(appendNext(dst, f.lit), l)
 		}
 	case tPairs:
-		if p := *f.at(r).(*[]Pair); len(p) > 0 {
-			dst = appendPairs(appendKey(dst, f.lit), p)
+		if p := *value[[]Pair](r, f.off); len(p) > 0 {
+			dst = appendPairs(appendNext(dst, f.lit), p)
 		}
 	case tVersion:
-		dst = strconv.AppendInt(appendKey(dst, f.lit), Version, 10)
+		dst = strconv.AppendInt(appendNext(dst, f.lit), Version, 10)
 	case tID:
-		dst = append(appendKey(dst, f.lit), '"')
-		dst = append(f.at(r).(*ID).AppendText(dst), '"')
+		dst = append(appendNext(dst, f.lit), '"')
+		dst = append(value[ID](r, f.off).AppendText(dst), '"')
 	case tTime:
-		dst = append(appendKey(dst, f.lit), '"')
-		dst = append(appendTime(dst, *f.at(r).(*int64)), '"')
+		dst = append(appendNext(dst, f.lit), '"')
+		dst = append(appendTime(dst, *value[int64](r, f.off)), '"')
 	case tKind:
-		dst = appendString(appendKey(dst, f.lit), string(*f.at(r).(*Kind)))
+		dst = appendString(appendNext(dst, f.lit), string(*value[Kind](r, f.off)))
 	case tOutcome:
-		dst = appendString(appendKey(dst, f.lit), string(*f.at(r).(*Outcome)))
+		dst = appendString(appendNext(dst, f.lit), string(*value[Outcome](r, f.off)))
 	case tFact:
-		s := *f.at(r).(*string)
+		s := *value[string](r, f.off)
 		if s == "" {
 			s = None
 		}
-		dst = appendString(appendKey(dst, f.lit), s)
+		dst = appendString(appendNext(dst, f.lit), s)
 	}
 	return dst
 }
 
-// appendKey appends the comma, if one is due, and the key. Only an opened
-// object ends in '{', a value never does.
+// appendNext appends the key of a step, without its comma if none is due. Only an
+// opened object ends in '{', a value never does.
+func appendNext(dst []byte, lit string) []byte {
+	if dst[len(dst)-1] == '{' {
+		lit = lit[1:]
+	}
+	return append(dst, lit...)
+}
+
+// appendKey is appendNext for the key of a row.
 func appendKey(dst []byte, lit string) []byte {
 	if dst[len(dst)-1] != '{' {
 		dst = append(dst, ',')

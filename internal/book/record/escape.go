@@ -53,10 +53,10 @@ func AppendString(dst []byte, s string) []byte { return appendString(dst, s) }
 func appendString(dst []byte, s string) []byte {
 	dst = append(dst, '"')
 	start := 0
-	for i := 0; i < len(s); {
+	for i := plainRun(s); i < len(s); {
 		c := s[i]
 		if plain[c] {
-			i++
+			i += 1 + plainRun(s[i+1:])
 			continue
 		}
 		if c < utf8.RuneSelf {
@@ -80,6 +80,44 @@ func appendString(dst []byte, s string) []byte {
 	}
 	dst = append(dst, s[start:]...)
 	return append(dst, '"')
+}
+
+// plainRun counts bytes at the start of s that are plain: not always all of
+// them, but all of s if all of it is plain.
+func plainRun(s string) int {
+	i := 0
+	for ; i+8 <= len(s); i += 8 {
+		if !plainWord(load(s, i)) {
+			return i
+		}
+	}
+	if i > 0 && i < len(s) && plainWord(load(s, len(s)-8)) { // the last of them once more
+		return len(s)
+	}
+	for i < len(s) && plain[s[i]] {
+		i++
+	}
+	return i
+}
+
+// load gives the eight bytes of s from i on.
+func load(s string, i int) uint64 {
+	b := s[i : i+8]
+	return uint64(b[0]) | uint64(b[1])<<8 | uint64(b[2])<<16 | uint64(b[3])<<24 |
+		uint64(b[4])<<32 | uint64(b[5])<<40 | uint64(b[6])<<48 | uint64(b[7])<<56
+}
+
+// plainWord reports whether each of eight bytes is plain. A carry from one byte
+// into the next can make it err only where the first of them is not plain.
+func plainWord(w uint64) bool {
+	const ones, tops = 0x0101010101010101, 0x8080808080808080
+	control := (w - ' '*ones) &^ w       // below U+0020
+	high := (w + ones) | w               // from U+007F on
+	quotes := (w | 0x04*ones) ^ '&'*ones // zero for '"' and '&'
+	angles := (w | 0x02*ones) ^ '>'*ones // zero for '<' and '>'
+	slash := w ^ '\\'*ones
+	zero := (quotes-ones)&^quotes | (angles-ones)&^angles | (slash-ones)&^slash
+	return (control|high|zero)&tops == 0
 }
 
 // EscapedLen gives the bytes that s takes in a frame or personal part,

@@ -391,3 +391,38 @@ func benchRecord(b *testing.B) *Record {
 	newTraffic(1, 10, ids).next(r)
 	return r
 }
+
+// plainRun says of eight bytes at a time what the table says of each.
+func TestPlainRun(t *testing.T) {
+	t.Parallel()
+	check := func(s string) {
+		t.Helper()
+		n := plainRun(s)
+		for i := range n {
+			if !plain[s[i]] {
+				t.Fatalf("%q: the first %d bytes are called plain, byte %d is not", s, n, i)
+			}
+		}
+		for i := range len(s) {
+			if !plain[s[i]] {
+				return
+			}
+		}
+		if n != len(s) {
+			t.Fatalf("%q: %d bytes are called plain, all are", s, n)
+		}
+	}
+	// Each byte at each place, beside each other byte: carries run upwards.
+	b := []byte("abcdefghijklm")
+	for at := range len(b) - 1 {
+		for c := range 256 {
+			for d := range 256 {
+				was, next := b[at], b[at+1]
+				b[at], b[at+1] = byte(c), byte(d)
+				check(string(b))
+				check(string(b[:at+2]))
+				b[at], b[at+1] = was, next
+			}
+		}
+	}
+}
