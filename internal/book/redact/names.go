@@ -11,16 +11,16 @@ import (
 
 // names replaces every name from outside that is not configured or loaded.
 func (w *work) names() {
-	u, r := w.u, w.r
-	w.known(&r.Route, u.routes)
-	w.known(&r.Host, u.hosts)
-	w.known(&r.TLS.SNI, u.sni)
-	w.known(&r.Authn.Issuer, u.issuers)
-	w.known(&r.Authn.ACR, u.acr)
-	w.known(&r.Authn.Alg, algorithms)
-	w.known(&r.Method, methods)
-	w.known(&r.Proto, protocols)
-	if len(r.Trace) > 64 || !isHexOrDash(r.Trace) {
+	u, r, was := w.u, w.r, w.was
+	w.known(&r.Route, was.Route, u.routes)
+	w.known(&r.Host, was.Host, u.hosts)
+	w.known(&r.TLS.SNI, was.TLS.SNI, u.sni)
+	w.known(&r.Authn.Issuer, was.Authn.Issuer, u.issuers)
+	w.known(&r.Authn.ACR, was.Authn.ACR, u.acr)
+	w.known(&r.Authn.Alg, was.Authn.Alg, algorithms)
+	w.known(&r.Method, was.Method, methods)
+	w.known(&r.Proto, was.Proto, protocols)
+	if r.Trace != was.Trace && (len(r.Trace) > 64 || !isHexOrDash(r.Trace)) {
 		w.drop(&r.Trace)
 	}
 	if r.Authn.Client != w.was.Authn.Client {
@@ -48,11 +48,11 @@ var (
 	})
 )
 
-// known replaces *p if it is not in the set. An empty string, None and Other
-// pass.
-func (w *work) known(p *string, s set) {
+// known replaces *p if it is not in the set. An empty string, None, Other and
+// what it was before pass.
+func (w *work) known(p *string, was string, s set) {
 	switch *p {
-	case "", record.None, record.Other:
+	case was, "", record.None, record.Other:
 		return
 	}
 	if !s.has(*p) {

@@ -14,6 +14,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/gatebook/gatebook/internal/book/record"
@@ -81,7 +82,7 @@ type Rules struct {
 	sni, issuers, clients    set
 	roles, acr, amr, kids    set
 	loaded                   func(Name, string) bool
-	frame                    []frameString
+	exchanges, others        []frameGroup // of records with names from outside, and without
 	digest                   string
 	harmless                 harmless
 }
@@ -89,11 +90,44 @@ type Rules struct {
 // frameString is a string of the frame that is bounded and scanned.
 type frameString struct {
 	record.StringField
-	named bool // in exchanges it is of a closed or configured set already
 	limit int
 }
 
-// named are the paths that names and path check against sets.
+// frameGroup is strings of the frame that stand together. Most of the groups
+// have nothing in them or are as they were, which one look tells.
+type frameGroup struct {
+	name    string                             // first part of their paths; "" for strings of no group
+	same    func(now, was *record.Record) bool // nil without a name
+	strings []frameString
+}
+
+// sameGroup compares whole groups. One that changes with every exchange is not
+// worth it.
+var sameGroup = map[string]func(now, was *record.Record) bool{
+	"limit": func(now, was *record.Record) bool { return now.Limit == was.Limit },
+	"tls":   func(now, was *record.Record) bool { return now.TLS == was.TLS },
+	"error": func(now, was *record.Record) bool { return now.Error == was.Error },
+	"event": func(now, was *record.Record) bool { return now.Event == was.Event },
+}
+
+// group adds a string to its group, or to those of none.
+func group(groups []frameGroup, f frameString) []frameGroup {
+	name, _, _ := strings.Cut(f.Path, ".")
+	same := sameGroup[name]
+	if same == nil {
+		name = ""
+	}
+	n := len(groups) - 1
+	if n < 0 || groups[n].name != name {
+		groups = append(groups, frameGroup{name: name, same: same})
+		n++
+	}
+	groups[n].strings = append(groups[n].strings, f)
+	return groups
+}
+
+// named are the paths that names and path check against sets: in exchanges they
+// are of a closed or configured set already.
 var named = toSet([]string{
 	"route", "op", "method", "host", "proto", "template", "authn.issuer", "authn.client", "authn.acr", "authn.kid",
 	"authn.alg", "tls.sni", "trace",
@@ -130,12 +164,16 @@ func New(c Config) (*Rules, error) {
 		return nil, err
 	}
 	for _, f := range record.FrameStrings() {
+		limit := capName
 		switch f.Path {
 		case "subject", "client.prefix", "san.set": // pseudonym, address and our digest have forms of their own
+			continue
 		case "op", "template":
-			u.frame = append(u.frame, frameString{f, true, capTemplate})
-		default:
-			u.frame = append(u.frame, frameString{f, named.has(f.Path), capName})
+			limit = capTemplate
+		}
+		u.others = group(u.others, frameString{f, limit})
+		if !named.has(f.Path) {
+			u.exchanges = group(u.exchanges, frameString{f, limit})
 		}
 	}
 	u.digest = u.sum()
@@ -374,14 +412,20 @@ func (w *work) cut(p *string, limit int, but exempt) {
 // bounds caps and scans every string of the frame, and caps its lists.
 func (w *work) bounds() {
 	r := w.r
-	exchange := isExchange(r.Kind)
-	for i := range w.u.frame {
-		f := &w.u.frame[i]
-		if exchange && f.named {
+	groups := w.u.others
+	if isExchange(r.Kind) {
+		groups = w.u.exchanges
+	}
+	for i := range groups {
+		g := &groups[i]
+		if g.same != nil && g.same(r, w.was) {
 			continue
 		}
-		if p := f.At(r); *p != "" && *p != *f.At(w.was) {
-			w.name(p, f.limit)
+		for k := range g.strings {
+			f := &g.strings[k]
+			if p := f.At(r); *p != "" && *p != *f.At(w.was) {
+				w.name(p, f.limit)
+			}
 		}
 	}
 	for _, l := range [...]struct{ now, was *[]string }{

@@ -408,10 +408,10 @@ func (w *work) identity() {
 			w.bound(f.p, capID, f.but)
 		}
 	}
-	if !isRequestID(p.ClientRequestID) {
+	if p.ClientRequestID != was.ClientRequestID && !isRequestID(p.ClientRequestID) {
 		w.drop(&p.ClientRequestID)
 	}
-	if p.Traceparent != "" && !isTraceparent(p.Traceparent) {
+	if p.Traceparent != was.Traceparent && !isTraceparent(p.Traceparent) {
 		w.drop(&p.Traceparent)
 	}
 	for _, f := range [...][2]*string{{&p.Session, &was.Session}, {&p.Token, &was.Token}, {&p.Family, &was.Family}, {&p.BodySHA256, &was.BodySHA256}} {
