@@ -59,11 +59,13 @@ func BenchmarkServe(b *testing.B) {
 		resp.Body = &nb
 		return resp, nil
 	})
+	remembered := *alice
+	remembered.Memo = new(authn.Memo)
 	rule := &ratelimit.Rule{Name: "many", Key: ratelimit.KeySubject, Rate: 1 << 30, Per: time.Second, Burst: 1 << 30}
 	s, err := NewSnapshot(SnapshotConfig{
 		ID: "id", Node: "n", Recorder: nullBook{}, Listeners: []Listener{{Name: "public"}},
 		Routes: []*Route{{Name: "orders", Path: "/v1/orders/{id}", Methods: []string{"GET"}, Engine: allowAll, Upstream: up, UpstreamName: "u", Limits: []*ratelimit.Rule{rule},
-			Authenticators: []Authenticator{fakeAuth(func(*canon.Request) (*authn.Principal, error) { return alice, nil })}}},
+			Authenticators: []Authenticator{fakeAuth(func(*canon.Request) (*authn.Principal, error) { return &remembered, nil })}}},
 	})
 	if err != nil {
 		b.Fatal(err)

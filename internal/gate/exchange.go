@@ -53,6 +53,7 @@ type exchange struct {
 	step   time.Time // start of the current phase, if phases are recorded
 	id     record.ID
 	idText string
+	trace  string // the traceparent that the upstream gets
 	phase  string
 	why    reason.Reason
 	rec    record.Record
@@ -62,6 +63,7 @@ type exchange struct {
 	// Who sent it: the address that counts, and the forwarding chain that was
 	// believed, the farthest hop first.
 	client   netip.Addr
+	clientIP string // client as text, "" if it is not known
 	fwd      []string
 	trusted  bool // the peer is in the listener's trusted ranges
 	proto    string
@@ -71,6 +73,7 @@ type exchange struct {
 	op        *operation
 	route     *Route
 	principal *authn.Principal
+	derived   *derived       // from principal
 	refusal   *authn.Failure // why there is no principal, for the challenge
 	nonce     string         // for the client's next DPoP proof
 	cookie    string         // Set-Cookie of its session, "" for none
@@ -106,11 +109,14 @@ type exchange struct {
 }
 
 func newExchange(g *Gate) *exchange {
-	x := &exchange{g: g}
+	x := &exchange{g: g, values: make([]string, 0, usualParams)}
 	x.interimFn = x.interim
 	x.fieldsFn = x.fieldValues
 	return x
 }
+
+// usualParams is how many parameters a path may have without costing memory.
+const usualParams = 8
 
 // begin takes the exchange up: id, snapshot, and what is known of the peer.
 func (g *Gate) begin(ctx context.Context, ex Exchange) *exchange {
@@ -120,11 +126,11 @@ func (g *Gate) begin(ctx context.Context, ex Exchange) *exchange {
 	x.start = g.now()
 	x.step = x.start
 	x.id = g.newID(x.start)
-	x.idText = x.id.String()
 	x.snap = g.snapshot.Load()
 	x.lis = x.snap.listener(ex.Listener())
 	x.recorder, x.audit = x.snap.recorder, x.snap.audit
 	x.findClient()
+	x.nameIt()
 	x.describe()
 	return x
 }
@@ -141,7 +147,7 @@ func (g *Gate) end(x *exchange) {
 		x.buf = nil
 	}
 	clear(x.params)
-	clear(x.values)
+	clear(x.values[:cap(x.values)])
 	clear(x.fields)
 	*x = exchange{
 		g: x.g, interimFn: x.interimFn, fieldsFn: x.fieldsFn,
@@ -170,7 +176,8 @@ func (x *exchange) describe() {
 		}
 	}
 	if p := x.snap.recordPrefix(x.client); p.IsValid() {
-		r.Client.Prefix = p.String()
+		var b [len("255.255.255.255/32") + 32]byte
+		r.Client.Prefix = string(p.AppendTo(b[:0]))
 	} else {
 		r.Client.Prefix = record.None
 	}
@@ -180,7 +187,8 @@ func (x *exchange) describe() {
 	r.Raw.UA, _ = q.Get("user-agent")
 	r.Raw.Referer, _ = q.Get("referer")
 	if x.client.IsValid() {
-		r.Raw.RemoteAddr = x.client.String()
+		x.clientIP = x.client.String()
+		r.Raw.RemoteAddr = x.clientIP
 	}
 	if len(x.fwd) == 0 {
 		r.Raw.RemotePort = int(q.Remote.Port())

@@ -126,12 +126,14 @@ func parseTraceparent(v string) (traceID, flags string) {
 	return traceID, flags
 }
 
-// traceparent is what the upstream gets: the trusted peer's trace or one that
-// is the request id, and a span that is its last 8 bytes (spec/record.md).
-func (x *exchange) traceparent() string {
+// nameIt writes the exchange's id and the traceparent that the upstream gets:
+// the trusted peer's trace or one that is the request id, and a span that is its
+// last 8 bytes (spec/record.md).
+func (x *exchange) nameIt() {
 	const hexDigits = "0123456789abcdef"
-	var b [55]byte
-	out := append(b[:0], "00-"...)
+	const idSize, traceSize = 36, 55
+	var b [idSize + traceSize]byte
+	out := append(x.id.AppendText(b[:0]), "00-"...)
 	if x.traceID != "" {
 		out = append(out, x.traceID...)
 	} else {
@@ -143,11 +145,14 @@ func (x *exchange) traceparent() string {
 	for _, c := range x.id[8:] {
 		out = append(out, hexDigits[c>>4], hexDigits[c&15])
 	}
-	if x.traceTag == "" {
-		return string(append(out, "-01"...))
-	}
 	out = append(out, '-')
-	return string(append(out, x.traceTag...))
+	if x.traceTag == "" {
+		out = append(out, "01"...)
+	} else {
+		out = append(out, x.traceTag...)
+	}
+	both := string(out)
+	x.idText, x.trace = both[:idSize], both[idSize:]
 }
 
 // requestFields builds what the upstream gets: strip every variant of what we
@@ -173,12 +178,12 @@ func (x *exchange) requestFields() {
 			set("x-gatebook-client", fieldText(p.Client, false))
 		}
 		if len(p.Roles) > 0 {
-			set("x-gatebook-roles", joinRoles(p.Roles))
+			set("x-gatebook-roles", x.derived.roles)
 		}
 	}
 	set("x-gatebook-request-id", x.idText)
 	set("x-request-id", x.idText)
-	set("traceparent", x.traceparent())
+	set("traceparent", x.trace)
 	set("x-forwarded-for", x.forwardedFor())
 	set("x-forwarded-proto", x.proto)
 	set("x-forwarded-host", x.req.Authority)
@@ -200,7 +205,9 @@ func (x *exchange) identityField(name string) bool {
 // forwardedFor is the believed chain with the peer appended.
 func (x *exchange) forwardedFor() string {
 	peer := "unknown"
-	if a := x.req.Remote.Addr(); a.IsValid() {
+	if a := x.req.Remote.Addr(); a == x.client && x.clientIP != "" {
+		peer = x.clientIP
+	} else if a.IsValid() {
 		peer = a.String()
 	}
 	if len(x.fwd) == 0 {

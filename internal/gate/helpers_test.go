@@ -147,8 +147,10 @@ type policy func(r *authz.Request) authz.Decision
 
 func (f policy) Decide(r *authz.Request) authz.Decision { return f(r) }
 
+var allowedBy = []string{"p1"}
+
 var allowAll = policy(func(*authz.Request) authz.Decision {
-	return authz.Decision{Allow: true, Policies: []string{"p1"}, Set: "set0"}
+	return authz.Decision{Allow: true, Policies: allowedBy, Set: "set0"}
 })
 
 // backend is an Upstream made of a function.

@@ -328,19 +328,45 @@ func (x *exchange) authenticated(p *authn.Principal) {
 	if !p.Expires.IsZero() {
 		r.Authn.TTLS = max(int64(p.Expires.Sub(x.start)/time.Second), 0)
 	}
-	r.Raw.IssuerSub = p.Issuer + "|" + p.Subject
+	x.derived = x.g.derive(p)
+	r.Raw.IssuerSub = x.derived.who
 	r.Personal.Sub = p.Subject
 	r.Personal.Name, r.Personal.Email, r.Personal.TenantUser = p.Name, p.Email, p.Tenant
 	r.Personal.Session, r.Personal.Family = p.Session, p.Family
-	if x.g.tokenHash != nil && p.TokenID != "" {
-		r.Personal.Token = x.g.tokenHash(p.Issuer, p.TokenID)
-	}
+	r.Personal.Token = x.derived.token
 	for _, name := range x.route.RecordClaims {
 		if v, ok := p.Claims[name]; ok {
 			r.Raw.Claims = append(r.Raw.Claims, record.Pair{Name: name, Value: v})
 		}
 	}
 	x.recordInputs(p)
+}
+
+// derived is what follows from a principal alone.
+type derived struct {
+	of    *authn.Principal
+	g     *Gate  // whose tokenHash it is
+	who   string // issuer and subject, joined by '|'
+	token string // keyed hash of the token's id, "" for none
+	roles string // as the upstream gets them
+}
+
+// derive is quick for a principal that this gate has seen before. What was
+// derived from one that p is a changed copy of does not count.
+func (g *Gate) derive(p *authn.Principal) *derived {
+	if p.Memo != nil {
+		if d, ok := p.Memo.Load().(*derived); ok && d.of == p && d.g == g {
+			return d
+		}
+	}
+	d := &derived{of: p, g: g, who: p.Issuer + "|" + p.Subject, roles: joinRoles(p.Roles)}
+	if g.tokenHash != nil && p.TokenID != "" {
+		d.token = g.tokenHash(p.Issuer, p.TokenID)
+	}
+	if p.Memo != nil {
+		p.Memo.Store(d)
+	}
+	return d
 }
 
 // postAuthLimits counts by what is known now. Somebody without a subject or a

@@ -111,7 +111,7 @@ func (k *storedKey) entry(s *storedSecret, issuer string) *keyEntry {
 	e := &keyEntry{
 		principal: Principal{
 			Method: methodKey, Issuer: issuer, Subject: k.Owner, Client: k.ID, Roles: k.Roles, Scopes: k.Scopes, Tenant: k.Tenant,
-			KID: k.secretID(s), IssuedAt: s.Created, Routes: k.Routes,
+			KID: k.secretID(s), IssuedAt: s.Created, Routes: k.Routes, Memo: new(Memo),
 		},
 		revoked: !k.Revoked.IsZero(),
 		from:    k.NotBefore.UnixNano(),

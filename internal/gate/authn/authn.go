@@ -10,6 +10,7 @@ package authn
 
 import (
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/gatebook/gatebook/internal/reason"
@@ -21,7 +22,7 @@ var ErrNoCredential = errors.New("no credential for this authentication method")
 
 // Principal is who a verified credential speaks for. It is immutable and
 // shared between requests (the verification cache hands out the same one), so
-// nobody may write to it or to what it points at.
+// nobody may write to it or to what it points at, but into Memo.
 type Principal struct {
 	Method  string // "jwt", "introspect", "apikey" or MethodMTLS
 	Issuer  string // configured name of the issuer, never its URL
@@ -57,7 +58,16 @@ type Principal struct {
 	// Claims holds the scalar claims that the configuration asks to pass on,
 	// by their configured names. It may be nil.
 	Claims map[string]string
+
+	// Memo keeps what the gate has derived from the rest; nil for a principal that
+	// is not handed out twice. A copy of a principal shares it.
+	Memo *Memo
 }
+
+// Memo is for what would otherwise be derived with each request from a
+// credential that is remembered. Safe for concurrent use; all of its values are
+// of one type.
+type Memo struct{ atomic.Value }
 
 // Confirmation is the key or certificate that a credential is bound to (the cnf
 // claim, RFC 7800). Its zero value means that it is a bearer credential.

@@ -224,7 +224,7 @@ func (p *profile) read(c *value) (pr *Principal, t times, detail string) {
 	if t, detail = readTimes(c, !p.introspected); detail != "" {
 		return nil, t, detail
 	}
-	pr = &Principal{IssuedAt: instant(t.iat), Expires: instant(t.exp), AuthTime: instant(t.auth)}
+	pr = &Principal{IssuedAt: instant(t.iat), Expires: instant(t.exp), AuthTime: instant(t.auth), Memo: new(Memo)}
 	var ok bool
 	for _, path := range p.clients {
 		if v := path.in(c); v != nil {
