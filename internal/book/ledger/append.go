@@ -156,12 +156,36 @@ func (l *Ledger) own(ctx context.Context, p *pending, level Level) (uint64, erro
 // crowdTime between two batches means that more are coming.
 const crowdTime = 60 * time.Microsecond
 
-// crowded tells whether the last batch was a moment ago. The caller leads.
-func (l *Ledger) crowded() bool {
-	now := time.Since(l.seq.begun)
-	crowd := now-l.seq.last < crowdTime
-	l.seq.last = now
+// loneTimes is how often at most leaders whose batches follow each other closely
+// do not wait for company after they waited in vain: once, three times, seven
+// times.
+const loneTimes = 7
+
+// crowded tells whether it is worth a moment to let others come along: the last
+// batch was a moment ago, and it is not one caller who makes them all. The
+// caller leads.
+func (s *sequencer) crowded() bool {
+	now := time.Since(s.begun)
+	crowd := now-s.last < crowdTime
+	s.last = now
+	if crowd && s.alone > 0 {
+		s.alone--
+		return false
+	}
+	s.waited = crowd
 	return crowd
+}
+
+// company notes whether waiting for others was worth it.
+func (s *sequencer) company(batch int) {
+	switch {
+	case batch > 1:
+		s.vain = 0
+	case s.waited:
+		s.vain = min(2*s.vain+1, loneTimes)
+		s.alone = s.vain
+	}
+	s.waited = false
 }
 
 // enqueue queues p and returns when the leader, which may be the caller, has
@@ -172,7 +196,7 @@ func (l *Ledger) enqueue(ctx context.Context, p *pending) error {
 	if !l.leading {
 		l.leading = true
 		l.queueMu.Unlock()
-		if l.crowded() {
+		if l.seq.crowded() {
 			runtime.Gosched() // whoever is about to append comes along in one batch
 		}
 		l.lead()
@@ -270,6 +294,7 @@ func (l *Ledger) lead() {
 	l.spare = nil
 	l.queueMu.Unlock()
 
+	l.seq.company(len(ps))
 	l.seq.write(l, ps)
 	for i, p := range ps {
 		ps[i] = nil
@@ -308,6 +333,9 @@ type sequencer struct {
 	hinted      bool          // the batch being built holds it
 	begun       time.Time     // monotonic zero of last
 	last        time.Duration // when somebody last began to lead
+	waited      bool          // the leader let others come along
+	vain        int           // how often it need not after it was in vain
+	alone       int           // what is left of that
 }
 
 // fullBatch is when a batch is written although more is queued, far enough
@@ -483,8 +511,8 @@ func (l *Ledger) accept(s *sequencer, info batchInfo) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(s.leaves) > 0 {
-		w.batches = append(w.batches, walBatch{info, w.next(), uint32(len(s.leaves))})
-		w.entries = append(w.entries, s.leaves...)
+		w.batches = append(roomFor(w.batches, 1), walBatch{info, w.next(), uint32(len(s.leaves))})
+		w.entries = append(roomFor(w.entries, len(s.leaves)), s.leaves...)
 	}
 	for i, id := range s.opened {
 		l.marks[id] = markAt{w, info, s.times[i]}
@@ -497,6 +525,15 @@ func (l *Ledger) accept(s *sequencer, info batchInfo) {
 	}
 	w.end, w.seq, w.busy = info.end(), info.seq, w.busy || s.busy
 	copy(w.lastTag[:], s.buf[len(s.buf)-tagSize:])
+}
+
+// roomFor sees to room for n more. Both lists of a file grow to tens of thousands
+// while everybody waits, so that they grow in few large steps.
+func roomFor[T any](list []T, n int) []T {
+	if cap(list)-len(list) >= n {
+		return list
+	}
+	return slices.Grow(list, max(n, 3*len(list)))
 }
 
 // signal wakes whoever waits on c, once.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/transparency-dev/merkle/proof"
 	"github.com/transparency-dev/merkle/rfc6962"
@@ -380,5 +381,57 @@ func TestStream(t *testing.T) {
 		return nil
 	}); err != stop || n != 5 {
 		t.Errorf("%v after %d records", err, n)
+	}
+}
+
+// One caller who appends again and again waits for company only now and then; as
+// soon as somebody comes, each leader waits again.
+func TestCrowd(t *testing.T) {
+	t.Parallel()
+	s := &sequencer{begun: time.Now()}
+	moment := func() { s.last = time.Since(s.begun) } // the last batch was just now
+	waits := func(batches ...int) (n int) {
+		for _, size := range batches {
+			moment()
+			if s.crowded() {
+				n++
+			}
+			s.company(size)
+		}
+		return n
+	}
+	lone := slices.Repeat([]int{1}, 2+4+8+8) // each first one waits
+	if n := waits(lone...); n != 4 {
+		t.Errorf("%d of %d lone batches waited, want 4", n, len(lone))
+	}
+	if n := waits(5, 2, 9, 2); n != 4 {
+		t.Errorf("%d of 4 batches waited although others came, want all", n)
+	}
+	if n := waits(1, 1, 2, 2, 1, 1, 1); n != 5 {
+		t.Errorf("%d of 7 batches waited, want all but those after one alone", n)
+	}
+	s.alone, s.last = 0, time.Since(s.begun)-2*crowdTime
+	if s.crowded() {
+		t.Error("a batch long after the last one waited")
+	}
+}
+
+func TestRoomFor(t *testing.T) {
+	t.Parallel()
+	var list []int
+	grown := 0
+	for i := range 65536 {
+		was := cap(list)
+		if list = append(roomFor(list, 1), i); cap(list) != was {
+			grown++
+		}
+	}
+	if grown > 12 {
+		t.Errorf("65,536 elements were copied %d times", grown)
+	}
+	for i, v := range list {
+		if v != i {
+			t.Fatalf("element %d is %d", i, v)
+		}
 	}
 }
