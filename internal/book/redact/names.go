@@ -11,15 +11,15 @@ import (
 
 // names replaces every name from outside that is not configured or loaded.
 func (w *work) names() {
-	u, r, was := w.u, w.r, w.was
-	w.known(&r.Route, was.Route, u.routes)
-	w.known(&r.Host, was.Host, u.hosts)
-	w.known(&r.TLS.SNI, was.TLS.SNI, u.sni)
-	w.known(&r.Authn.Issuer, was.Authn.Issuer, u.issuers)
-	w.known(&r.Authn.ACR, was.Authn.ACR, u.acr)
-	w.known(&r.Authn.Alg, was.Authn.Alg, algorithms)
-	w.known(&r.Method, was.Method, methods)
-	w.known(&r.Proto, was.Proto, protocols)
+	u, r, was, like := w.u, w.r, w.was, w.like
+	w.known(&r.Route, like.Route, u.routes)
+	w.known(&r.Host, like.Host, u.hosts)
+	w.known(&r.TLS.SNI, like.TLS.SNI, u.sni)
+	w.known(&r.Authn.Issuer, like.Authn.Issuer, u.issuers)
+	w.known(&r.Authn.ACR, like.Authn.ACR, u.acr)
+	w.known(&r.Authn.Alg, like.Authn.Alg, algorithms)
+	w.known(&r.Method, like.Method, methods)
+	w.known(&r.Proto, like.Proto, protocols)
 	if r.Trace != was.Trace && (len(r.Trace) > 64 || !isHexOrDash(r.Trace)) {
 		w.drop(&r.Trace)
 	}
@@ -49,10 +49,10 @@ var (
 )
 
 // known replaces *p if it is not in the set. An empty string, None, Other and
-// what it was before pass.
-func (w *work) known(p *string, was string, s set) {
+// what has passed there before pass.
+func (w *work) known(p *string, passed string, s set) {
 	switch *p {
-	case was, "", record.None, record.Other:
+	case passed, "", record.None, record.Other:
 		return
 	}
 	if !s.has(*p) {

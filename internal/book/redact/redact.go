@@ -85,6 +85,7 @@ type Rules struct {
 	exchanges, others        []frameGroup // of records with names from outside, and without
 	digest                   string
 	harmless                 harmless
+	usual                    usual
 }
 
 // frameString is a string of the frame that is bounded and scanned.
@@ -307,7 +308,11 @@ func (u *Rules) Apply(r *record.Record) {
 	if k := raw.Kept; k != nil && k.San.Set == u.digest && k.Kind == r.Kind {
 		w.was = k
 	}
+	w.like = w.was
 	if isExchange(r.Kind) {
+		if w.was == &unseen {
+			w.like = u.usual.get()
+		}
 		w.names()
 	}
 	w.path(&raw)
@@ -320,6 +325,9 @@ func (u *Rules) Apply(r *record.Record) {
 		w.minimal()
 	}
 	w.bounds()
+	if w.was == &unseen && w.looked > 0 && isExchange(r.Kind) {
+		u.usual.offer(r)
+	}
 	r.San.Set = u.digest
 	r.San.Dropped += w.dropped
 	r.San.Masked += w.masked
@@ -347,6 +355,8 @@ type work struct {
 	u                        *Rules
 	r                        *record.Record
 	was                      *record.Record // what these rules made of r before
+	like                     *record.Record // strings of a frame that these rules have let pass
+	looked                   int            // strings of the frame that are not as there
 	dropped, masked, tripped int
 }
 
@@ -418,12 +428,13 @@ func (w *work) bounds() {
 	}
 	for i := range groups {
 		g := &groups[i]
-		if g.same != nil && g.same(r, w.was) {
+		if g.same != nil && g.same(r, w.like) {
 			continue
 		}
 		for k := range g.strings {
 			f := &g.strings[k]
-			if p := f.At(r); *p != "" && *p != *f.At(w.was) {
+			if p := f.At(r); *p != "" && *p != *f.At(w.like) {
+				w.looked++
 				w.name(p, f.limit)
 			}
 		}
