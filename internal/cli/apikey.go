@@ -27,8 +27,9 @@ type keyDesk interface {
 	Close(ctx context.Context) error
 }
 
-// withKeys runs do at the running server, or with the files if none runs.
-func (a *app) withKeys(ctx context.Context, do func(d keyDesk) error) error {
+// askKeys asks the running server, or the files if none runs, and prints the
+// answer.
+func askKeys[T any](ctx context.Context, a *app, ask func(d keyDesk) (T, error), show func(T) error) error {
 	f, err := a.load()
 	if err != nil {
 		return err
@@ -39,7 +40,10 @@ func (a *app) withKeys(ctx context.Context, do func(d keyDesk) error) error {
 	} else if d, err = server.OpenKeyDesk(ctx, f); err != nil {
 		return err
 	}
-	err = do(d)
+	answer, err := ask(d)
+	if err == nil {
+		err = show(answer)
+	}
 	var p *admin.Problem
 	if errors.As(err, &p) {
 		err = &exitError{p.Code, err}
@@ -126,13 +130,7 @@ a key; --route narrows it to the routes named, whatever policies allow.`,
 			if r.NotBefore, err = keyTime("--not-before", notBefore, now); err != nil {
 				return err
 			}
-			return a.withKeys(c.Context(), func(d keyDesk) error {
-				k, err := d.Create(c.Context(), r)
-				if err != nil {
-					return err
-				}
-				return a.printIssued(&k)
-			})
+			return askKeys(c.Context(), a, func(d keyDesk) (admin.IssuedAPIKey, error) { return d.Create(c.Context(), r) }, a.printIssued)
 		},
 	}
 	f := c.Flags()
@@ -167,7 +165,7 @@ func keyTime(flag, s string, now time.Time) (time.Time, error) {
 
 // printIssued prints a new key. The key stands alone on standard output, so that
 // it can be sent where it belongs.
-func (a *app) printIssued(k *admin.IssuedAPIKey) error {
+func (a *app) printIssued(k admin.IssuedAPIKey) error {
 	if a.json {
 		return a.printJSON(k)
 	}
@@ -196,13 +194,8 @@ func (a *app) keyListCommand() *cobra.Command {
 		Example: "  gatebook apikey list --all --json",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.withKeys(c.Context(), func(d keyDesk) error {
-				list, err := d.List(c.Context())
-				if err != nil {
-					return err
-				}
-				return a.printKeys(list, all)
-			})
+			return askKeys(c.Context(), a, func(d keyDesk) ([]admin.APIKey, error) { return d.List(c.Context()) },
+				func(list []admin.APIKey) error { return a.printKeys(list, all) })
 		},
 	}
 	c.Flags().BoolVar(&all, "all", false, "list expired and revoked keys too")
@@ -246,13 +239,7 @@ func (a *app) keyShowCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.withKeys(c.Context(), func(d keyDesk) error {
-				k, err := d.Show(c.Context(), id)
-				if err != nil {
-					return err
-				}
-				return a.printKey(&k)
-			})
+			return askKeys(c.Context(), a, func(d keyDesk) (admin.APIKey, error) { return d.Show(c.Context(), id) }, a.printKey)
 		},
 	}
 }
@@ -266,7 +253,7 @@ func keyID(s string) (string, error) {
 	return s, nil
 }
 
-func (a *app) printKey(k *admin.APIKey) error {
+func (a *app) printKey(k admin.APIKey) error {
 	if a.json {
 		return a.printJSON(k)
 	}
@@ -315,13 +302,8 @@ a secret has become known.`,
 			if err != nil {
 				return usagef("--overlap: %v", err)
 			}
-			return a.withKeys(c.Context(), func(desk keyDesk) error {
-				k, err := desk.Rotate(c.Context(), id, admin.RotateRequest{OverlapS: int64(d.Std() / time.Second)})
-				if err != nil {
-					return err
-				}
-				return a.printIssued(&k)
-			})
+			r := admin.RotateRequest{OverlapS: int64(d.Std() / time.Second)}
+			return askKeys(c.Context(), a, func(d keyDesk) (admin.IssuedAPIKey, error) { return d.Rotate(c.Context(), id, r) }, a.printIssued)
 		},
 	}
 	c.Flags().StringVar(&overlap, "overlap", "1d", "how long the secret before stays valid")
@@ -339,19 +321,17 @@ func (a *app) keyRevokeCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.withKeys(c.Context(), func(d keyDesk) error {
-				k, err := d.Revoke(c.Context(), id)
-				if err != nil {
-					return err
-				}
-				if a.json {
-					return a.printJSON(k)
-				}
-				a.printf("revoked %s of %s\n", k.ID, obs.Plain(k.Owner))
-				return nil
-			})
+			return askKeys(c.Context(), a, func(d keyDesk) (admin.APIKey, error) { return d.Revoke(c.Context(), id) }, a.printRevoked)
 		},
 	}
+}
+
+func (a *app) printRevoked(k admin.APIKey) error {
+	if a.json {
+		return a.printJSON(k)
+	}
+	a.printf("revoked %s of %s\n", k.ID, obs.Plain(k.Owner))
+	return nil
 }
 
 // apiKeyCounts says how many keys there are.
