@@ -93,7 +93,7 @@ func TestBackends(t *testing.T) {
 		o.start(t)
 	}
 	g := newGate(t, all)
-	g.start()
+	g.Start()
 	samples := generate(seed, count())
 	for i, s := range samples {
 		samples[i] = withToken(s, g.token)
@@ -103,7 +103,7 @@ func TestBackends(t *testing.T) {
 		runs = append(runs, &run{origin: o.name, samples: samples, answers: make([][]answer, len(samples)), strict: true})
 	}
 	sendAll(t, runs, g.open, g.secure)
-	g.stop()
+	g.Stop()
 	sort(runs, g.accounts())
 
 	known := explanations(t)

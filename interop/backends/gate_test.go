@@ -1,19 +1,13 @@
 package backends
 
 import (
-	"bufio"
-	"bytes"
-	"encoding/json"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/gatebook/gatebook/internal/testenv/jwtattack"
+	"github.com/gatebook/gatebook/internal/testenv/program"
 )
 
 // account is what the thing under test says of one request that it got.
@@ -33,15 +27,12 @@ type account struct {
 	from      string
 }
 
-// gate is the program with a book, in a folder of its own.
+// gate is one that stands before every origin.
 type gate struct {
-	t       *testing.T
-	program string
-	dir     string
-	cmd     *exec.Cmd
-	open    map[string]string // origin: address without TLS
-	secure  map[string]string // origin: address with TLS
-	token   string            // that the guarded route takes
+	*program.Gate
+	open   map[string]string // origin: address without TLS
+	secure map[string]string // origin: address with TLS
+	token  string            // that the guarded route takes
 }
 
 // newGate has two listeners for each origin, and the same routes behind each
@@ -53,29 +44,19 @@ func newGate(t *testing.T, all []*origin) *gate {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &gate{t: t, program: filepath.Join(t.TempDir(), "gatebook"), dir: filepath.Join(t.TempDir(), "gate"), open: map[string]string{}, secure: map[string]string{}}
+	g := &gate{Gate: program.NewGate(t, program.Build(t)), open: map[string]string{}, secure: map[string]string{}}
 	now := time.Now().Unix()
 	g.token = env.Token("ES256", jwtattack.Header("ES256"), jwtattack.Claims().Set("iat", fmt.Sprint(now-60)).Set("exp", fmt.Sprint(now+3000)))
-	build := exec.Command("go", "build", "-o", g.program, "./cmd/gatebook")
-	build.Dir = "../.."
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	g.run("init", g.dir, "--upstream", "http://127.0.0.1:1", "--issuer", "http://127.0.0.1:1", "--self-signed", "--origin", "log.example.com/test")
-	g.write("jwks.json", string(env.JWKS))
+	g.Write("jwks.json", string(env.JWKS))
 	g.configure(all)
-	if err := os.RemoveAll(filepath.Join(g.dir, "policies")); err != nil {
-		t.Fatal(err)
-	}
-	g.write("policies/open.cedar", "@id(\"open\")\npermit (principal, action, resource);\n")
 	return g
 }
 
 func (g *gate) configure(all []*origin) {
-	g.t.Helper()
+	g.T.Helper()
 	var listen, upstreams, routes strings.Builder
 	for _, o := range all {
-		g.open[o.name], g.secure[o.name] = freeAddr(g.t), freeAddr(g.t)
+		g.open[o.name], g.secure[o.name] = program.FreeAddr(g.T), program.FreeAddr(g.T)
 		fmt.Fprintf(&listen, "  - {name: %s-open, address: %q, plaintext: behind_proxy, trusted: [192.0.2.1/32]}\n", o.name, g.open[o.name])
 		fmt.Fprintf(&listen, "  - {name: %s-secure, address: %q, tls: {certificates: [{cert: tls/localhost.crt, key: tls/localhost.key}]}}\n", o.name, g.secure[o.name])
 		fmt.Fprintf(&upstreams, "  %s: {targets: [\"http://%s\"], preserve_host: true, max_idle: 16, ejection: {failures: 0}, timeouts: {response: 1m}}\n", o.name, o.addr)
@@ -91,11 +72,7 @@ func (g *gate) configure(all []*origin) {
 		// Records tell the hosts that some route names.
 		route("named", "/named/{rest...}", "host: api.example.com, public: true")
 	}
-	g.write("gatebook.yaml", fmt.Sprintf(`
-data: data
-node: gate-1
-origin: log.example.com/test
-keys: {wrapper: {file: keys}}
+	g.Configure(fmt.Sprintf(`
 book: {commit_timeout: 1m}
 issuers:
   - {name: corp, issuer: %q, audiences: [%q], algorithms: [ES256, RS256], roles_claim: /roles, jwks: {file: jwks.json}}
@@ -119,109 +96,34 @@ var routeForms = []struct{ name, prefix, rules string }{
 	{"guarded", "/jwt", "authn: [{jwt: corp}], path_rules: {allow: [encoded_slash, semicolon, empty_segment, percent]}"},
 }
 
-func (g *gate) write(name, text string) {
-	g.t.Helper()
-	path := filepath.Join(g.dir, name)
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		g.t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		g.t.Fatal(err)
-	}
-}
-
-func (g *gate) run(args ...string) []byte {
-	g.t.Helper()
-	cmd := exec.Command(g.program, args...)
-	var errs bytes.Buffer
-	cmd.Stderr = &errs
-	out, err := cmd.Output()
-	if err != nil {
-		g.t.Fatalf("gatebook %s: %v\n%s%s", strings.Join(args, " "), err, out, errs.Bytes())
-	}
-	return out
-}
-
-// start returns when the gate serves.
-func (g *gate) start() {
-	g.t.Helper()
-	g.cmd = exec.Command(g.program, "serve", "-c", filepath.Join(g.dir, "gatebook.yaml"))
-	pipe, err := g.cmd.StderrPipe()
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	if err := g.cmd.Start(); err != nil {
-		g.t.Fatal(err)
-	}
-	g.t.Cleanup(func() { _ = g.cmd.Process.Kill() })
-	up := make(chan string, 1)
-	go func() {
-		defer close(up)
-		var text strings.Builder
-		for sc := bufio.NewScanner(pipe); sc.Scan(); {
-			if fmt.Fprintln(&text, sc.Text()); strings.Contains(sc.Text(), `"serving"`) {
-				up <- ""
-				for sc.Scan() { // so that it never waits for us
-				}
-				return
-			}
-		}
-		up <- text.String()
-	}()
-	select {
-	case text := <-up:
-		if text != "" {
-			g.t.Fatalf("the gate did not start:\n%s", text)
-		}
-	case <-time.After(time.Minute):
-		g.t.Fatal("the gate did not start in time")
-	}
-}
-
-// stop returns when all is in the book.
-func (g *gate) stop() {
-	g.t.Helper()
-	if err := g.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		g.t.Fatal(err)
-	}
-	if err := g.cmd.Wait(); err != nil {
-		g.t.Error(err)
-	}
-}
-
 // accounts reads the book, what identifies people included, in the order in
 // which the records were made.
 func (g *gate) accounts() []account {
-	g.t.Helper()
-	config := filepath.Join(g.dir, "gatebook.yaml")
-	out := g.run("search", "kind == 'request' || kind == 'malformed'", "--json", "--reveal", "-c", config)
+	g.T.Helper()
+	type record struct {
+		Frame struct {
+			ID, Kind, Method, Host string
+			Status                 int
+			UpstreamStatus         int   `json:"upstream_status"`
+			BytesIn                int64 `json:"bytes_in"`
+			Error                  struct{ Reason string }
+			Authn                  struct{ Outcome string }
+			Upstream               struct{ Name string }
+			Event                  struct{ Count int64 }
+		}
+		Personal struct{ IP, Path, Query string }
+	}
 	var all []account
-	for line := range bytes.Lines(out) {
-		var r struct {
-			Frame struct {
-				ID, Kind, Method, Host string
-				Status                 int
-				UpstreamStatus         int   `json:"upstream_status"`
-				BytesIn                int64 `json:"bytes_in"`
-				Error                  struct{ Reason string }
-				Authn                  struct{ Outcome string }
-				Upstream               struct{ Name string }
-				Event                  struct{ Count int64 }
-			}
-			Personal struct{ IP, Path, Query string }
-		}
-		if err := json.Unmarshal(line, &r); err != nil {
-			g.t.Fatalf("%v: %s", err, line)
-		}
+	for _, r := range program.Search[record](g.Gate, "kind == 'request' || kind == 'malformed'", "--reveal") {
 		f := r.Frame
 		if f.Event.Count > 1 {
-			g.t.Errorf("a record that stands for %d: %s", f.Event.Count, line)
+			g.T.Errorf("a record that stands for %d: %+v", f.Event.Count, r)
 		}
 		all = append(all, account{
 			id: f.ID, kind: f.Kind, status: f.Status, reason: f.Error.Reason, method: f.Method, host: f.Host, path: r.Personal.Path, query: r.Personal.Query,
 			subject: f.Authn.Outcome == "ok", forwarded: f.Upstream.Name != "", upstream: f.UpstreamStatus, in: f.BytesIn, from: r.Personal.IP,
 		})
 	}
-	g.run("verify", "-c", config)
+	g.Run("verify")
 	return all
 }

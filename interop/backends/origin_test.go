@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/gatebook/gatebook/internal/testenv/program"
 )
 
 // sighting is what an origin understood of one request, as its log tells.
@@ -61,7 +63,7 @@ func origins() []*origin { return []*origin{nginx(), haproxy(), apache(), caddy(
 // connections.
 func (o *origin) start(t *testing.T) {
 	t.Helper()
-	program, err := exec.LookPath(o.program)
+	path, err := exec.LookPath(o.program)
 	if err != nil {
 		t.Fatalf("%v: install what make deps installs", err)
 	}
@@ -74,7 +76,7 @@ func (o *origin) start(t *testing.T) {
 	if err := os.Chmod(o.dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	o.addr = freeAddr(t)
+	o.addr = program.FreeAddr(t)
 	for name, text := range o.files(o.dir, o.addr) {
 		if err := os.WriteFile(filepath.Join(o.dir, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
@@ -84,7 +86,7 @@ func (o *origin) start(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { o.printed.Close() })
-	o.cmd = exec.Command(program, o.args(o.dir)...)
+	o.cmd = exec.Command(path, o.args(o.dir)...)
 	o.cmd.Dir, o.cmd.Stdout, o.cmd.Stderr = o.dir, o.printed, o.printed
 	o.cmd.Env = append(os.Environ(), "HOME="+o.dir, "XDG_DATA_HOME="+o.dir, "XDG_CONFIG_HOME="+o.dir)
 	o.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -161,16 +163,6 @@ func (o *origin) sightings(t *testing.T) []sighting {
 		all = append(all, s)
 	}
 	return all
-}
-
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // words reads a log line "conn TAB status TAB id TAB k=v k=v ...", and perhaps

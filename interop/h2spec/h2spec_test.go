@@ -1,24 +1,19 @@
 package h2spec
 
 import (
-	"bufio"
-	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
+	"github.com/gatebook/gatebook/internal/testenv/program"
 	"github.com/summerwind/h2spec/config"
 	"github.com/summerwind/h2spec/generic"
 	"github.com/summerwind/h2spec/hpack"
@@ -27,10 +22,6 @@ import (
 )
 
 const configuration = `
-data: data
-node: gate-1
-origin: log.example.com/test
-keys: {wrapper: {file: keys}}
 listen:
   - {name: public, address: %q, tls: {certificates: [{cert: tls/localhost.crt, key: tls/localhost.key}]}}
 upstreams:
@@ -40,23 +31,15 @@ routes:
 policies: {dir: policies}
 `
 
-// gate is the program, in a folder of its own.
+// gate is one that answers over TLS.
 type gate struct {
-	t       *testing.T
-	program string
-	dir     string
-	addr    string
-	cmd     *exec.Cmd
+	*program.Gate
+	addr string
 }
 
 func newGate(t *testing.T) *gate {
 	t.Helper()
-	g := &gate{t: t, program: filepath.Join(t.TempDir(), "gatebook"), dir: filepath.Join(t.TempDir(), "gate")}
-	build := exec.Command("go", "build", "-o", g.program, "./cmd/gatebook")
-	build.Dir = "../.."
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	g := &gate{program.NewGate(t, program.Build(t)), program.FreeAddr(t)}
 	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, err := io.Copy(io.Discard, r.Body); err != nil {
 			return // the gate has reset the request
@@ -64,89 +47,8 @@ func newGate(t *testing.T) *gate {
 		fmt.Fprintln(w, "hello")
 	}))
 	t.Cleanup(up.Close)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	g.addr = l.Addr().String()
-	l.Close()
-	g.run("init", g.dir, "--upstream", up.URL, "--issuer", "http://127.0.0.1:1", "--self-signed", "--origin", "log.example.com/test")
-	g.write("gatebook.yaml", fmt.Sprintf(configuration, g.addr, up.URL))
-	if err := os.RemoveAll(filepath.Join(g.dir, "policies")); err != nil {
-		t.Fatal(err)
-	}
-	g.write("policies/open.cedar", "@id(\"open\")\npermit (principal, action, resource);\n")
+	g.Configure(fmt.Sprintf(configuration, g.addr, up.URL))
 	return g
-}
-
-func (g *gate) write(name, text string) {
-	g.t.Helper()
-	path := filepath.Join(g.dir, name)
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		g.t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		g.t.Fatal(err)
-	}
-}
-
-func (g *gate) run(args ...string) string {
-	g.t.Helper()
-	out, err := exec.Command(g.program, args...).CombinedOutput()
-	if err != nil {
-		g.t.Fatalf("gatebook %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return string(out)
-}
-
-// start returns when the gate serves.
-func (g *gate) start() {
-	g.t.Helper()
-	g.cmd = exec.Command(g.program, "serve", "-c", filepath.Join(g.dir, "gatebook.yaml"))
-	pipe, err := g.cmd.StderrPipe()
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	if err := g.cmd.Start(); err != nil {
-		g.t.Fatal(err)
-	}
-	g.t.Cleanup(func() { _ = g.cmd.Process.Kill() })
-	lines := make(chan string, 1)
-	go func() {
-		defer close(lines)
-		for sc := bufio.NewScanner(pipe); sc.Scan(); {
-			select {
-			case lines <- sc.Text():
-			default: // nobody listens any more
-			}
-		}
-	}()
-	ctx, cancel := context.WithTimeout(g.t.Context(), 30*time.Second)
-	defer cancel()
-	for {
-		select {
-		case line, ok := <-lines:
-			if !ok {
-				g.t.Fatal("the gate did not start")
-			}
-			if strings.Contains(line, `"serving"`) {
-				return
-			}
-		case <-ctx.Done():
-			g.t.Fatal("the gate did not start in time")
-		}
-	}
-}
-
-// stop returns when all is in the book.
-func (g *gate) stop() {
-	g.t.Helper()
-	if err := g.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		g.t.Fatal(err)
-	}
-	if err := g.cmd.Wait(); err != nil {
-		g.t.Error(err)
-	}
 }
 
 // outcome is what has become of the cases of a suite.
@@ -202,7 +104,7 @@ func expected(t *testing.T) []string {
 
 func TestH2spec(t *testing.T) {
 	g := newGate(t)
-	g.start()
+	g.Start()
 	host, port, err := net.SplitHostPort(g.addr)
 	if err != nil {
 		t.Fatal(err)
@@ -216,7 +118,7 @@ func TestH2spec(t *testing.T) {
 		suite.Test(c)
 		o.add(suite)
 	}
-	g.stop()
+	g.Stop()
 
 	want := expected(t)
 	for _, name := range o.failed {
@@ -238,29 +140,25 @@ func TestH2spec(t *testing.T) {
 // inBook checks that no case has escaped the book: each made a connection of
 // its own, and each but the silent ones asked for something or broke a rule.
 func (g *gate) inBook(cases int) {
-	g.t.Helper()
+	g.T.Helper()
 	// Those that only exchange frames of the connection: a PING, SETTINGS,
 	// a GOAWAY, a frame of unknown type, a PRIORITY or the preface.
 	const silent = 12
-	dir := []string{"-c", filepath.Join(g.dir, "gatebook.yaml")}
+	type record struct {
+		Frame struct {
+			Kind  string
+			Event struct{ Count int }
+		}
+	}
 	total, kinds := 0, map[string]int{}
-	for line := range strings.Lines(g.run(append([]string{"search", "kind == 'request' || kind == 'malformed'", "--json", "--limit", "10000"}, dir...)...)) {
-		var r struct {
-			Frame struct {
-				Kind  string
-				Event struct{ Count int }
-			}
-		}
-		if err := json.Unmarshal([]byte(line), &r); err != nil {
-			g.t.Fatalf("%v: %s", err, line)
-		}
+	for _, r := range program.Search[record](g.Gate, "kind == 'request' || kind == 'malformed'", "--limit", "10000") {
 		n := max(r.Frame.Event.Count, 1) // more in the record of a flood
 		total += n
 		kinds[r.Frame.Kind] += n
 	}
-	g.t.Logf("%d cases, exchanges by kind: %v", cases, kinds)
+	g.T.Logf("%d cases, exchanges by kind: %v", cases, kinds)
 	if total < cases-silent {
-		g.t.Errorf("%d records of %d cases, %d of them silent", total, cases, silent)
+		g.T.Errorf("%d records of %d cases, %d of them silent", total, cases, silent)
 	}
-	g.run(append([]string{"verify"}, dir...)...)
+	g.Run("verify")
 }

@@ -3,20 +3,19 @@ package oidcprovider
 import (
 	"bufio"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/gatebook/gatebook/internal/testenv/program"
 )
 
 // prover is the npm package dpop in a process of its own.
@@ -73,37 +72,19 @@ func (p *prover) proof(key int, method, url, nonce, token string) string {
 	return p.ask(map[string]any{"cmd": "proof", "key": key, "htu": url, "htm": method, "nonce": nonce, "token": token}).Proof
 }
 
-// dpopGate is the program before an upstream, with routes that want proofs.
+// dpopGate has routes that want proofs.
 type dpopGate struct {
-	t       *testing.T
-	dir     string
-	addr    string
-	program string
-	client  *http.Client
+	*program.Gate
+	addr   string
+	client *http.Client
 }
 
 func startDPoPGate(t *testing.T, issuer, audience string) *dpopGate {
 	t.Helper()
-	g := &dpopGate{t: t, program: filepath.Join(t.TempDir(), "gatebook"), dir: filepath.Join(t.TempDir(), "gate")}
-	build := exec.Command("go", "build", "-o", g.program, "./cmd/gatebook")
-	build.Dir = "../.."
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	g := &dpopGate{Gate: program.NewGate(t, binary.Path(t)), addr: program.FreeAddr(t)}
 	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "hello") }))
 	t.Cleanup(up.Close)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	g.addr = l.Addr().String()
-	l.Close()
-	g.run("init", g.dir, "--upstream", up.URL, "--issuer", issuer, "--self-signed", "--origin", "log.example.com/test")
-	g.write("gatebook.yaml", fmt.Sprintf(`
-data: data
-node: gate-1
-origin: log.example.com/test
-keys: {wrapper: {file: keys}}
+	g.Configure(fmt.Sprintf(`
 listen:
   - {name: public, address: %q, tls: {certificates: [{cert: tls/localhost.crt, key: tls/localhost.key}]}}
 issuers:
@@ -116,69 +97,16 @@ routes:
 policies: {dir: policies}
 dpop: {origins: ["https://%s"], algorithms: [ES256, Ed25519]}
 `, g.addr, issuer, audience, up.URL, g.addr))
-	if err := os.RemoveAll(filepath.Join(g.dir, "policies")); err != nil {
-		t.Fatal(err)
-	}
-	g.write("policies/open.cedar", "@id(\"open\")\npermit (principal, action, resource);\n")
-	g.serve()
+	g.client = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: g.Roots(), ServerName: "localhost"}}, Timeout: 20 * time.Second}
+	g.Start()
 	return g
 }
 
-func (g *dpopGate) write(name, text string) {
-	g.t.Helper()
-	path := filepath.Join(g.dir, name)
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		g.t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		g.t.Fatal(err)
-	}
-}
-
-func (g *dpopGate) run(args ...string) {
-	g.t.Helper()
-	if out, err := exec.Command(g.program, args...).CombinedOutput(); err != nil {
-		g.t.Fatalf("gatebook %v: %v\n%s", args, err, out)
-	}
-}
-
-func (g *dpopGate) serve() {
-	g.t.Helper()
-	cmd := exec.Command(g.program, "serve", "-c", filepath.Join(g.dir, "gatebook.yaml"))
-	log, err := cmd.StderrPipe()
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		g.t.Fatal(err)
-	}
-	g.t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	late := time.AfterFunc(30*time.Second, func() { cmd.Process.Kill() })
-	var text strings.Builder
-	lines := bufio.NewScanner(log)
-	for lines.Scan() {
-		fmt.Fprintln(&text, lines.Text())
-		if strings.Contains(lines.Text(), `"serving"`) {
-			late.Stop()
-			go io.Copy(io.Discard, log)
-			pem, err := os.ReadFile(filepath.Join(g.dir, "tls/localhost.crt"))
-			if err != nil {
-				g.t.Fatal(err)
-			}
-			pool := x509.NewCertPool()
-			pool.AppendCertsFromPEM(pem)
-			g.client = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: "localhost"}}, Timeout: 20 * time.Second}
-			return
-		}
-	}
-	g.t.Fatalf("the gate did not start:\n%s", text.String())
-}
-
 func (g *dpopGate) get(path, scheme, token, proof string) *http.Response {
-	g.t.Helper()
+	g.T.Helper()
 	req, err := http.NewRequest("GET", "https://"+g.addr+path, nil)
 	if err != nil {
-		g.t.Fatal(err)
+		g.T.Fatal(err)
 	}
 	req.Header.Set("Authorization", scheme+" "+token)
 	if proof != "" {
@@ -186,7 +114,7 @@ func (g *dpopGate) get(path, scheme, token, proof string) *http.Response {
 	}
 	res, err := g.client.Do(req)
 	if err != nil {
-		g.t.Fatal(err)
+		g.T.Fatal(err)
 	}
 	io.Copy(io.Discard, res.Body)
 	res.Body.Close()

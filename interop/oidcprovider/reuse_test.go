@@ -1,32 +1,27 @@
 package oidcprovider
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/http"
-	"net/http/cookiejar"
 	"net/url"
 	"testing"
-	"time"
+
+	"github.com/gatebook/gatebook/internal/testenv/program"
 )
 
 // person is a browser that is logged in at the gate.
 type person struct {
 	t       *testing.T
-	g       *gate
+	g       *program.Inner
 	browser *http.Client
 }
 
 // loggedIn logs ann in at a gate of its own.
 func loggedIn(t *testing.T, p *provider) *person {
 	t.Helper()
-	g := sessionGate(t, p, func(*gate) {})
-	jar, err := cookiejar.New(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &person{t: t, g: g, browser: &http.Client{Jar: jar, Transport: through{g.addr}, Timeout: time.Minute}}
-	if res, body := ask(t, w.browser, "GET", appOrigin+"/v1/x", nil); res.StatusCode != 200 || body != "hello ann\n" {
+	g := sessionGate(t, p, func(*program.Inner) {})
+	w := &person{t: t, g: g, browser: g.Browser()}
+	if res, body := ask(t, w.browser, "GET", program.AppOrigin+"/v1/x", nil); res.StatusCode != 200 || body != "hello ann\n" {
 		t.Fatalf("after the login: %d %q", res.StatusCode, body)
 	}
 	return w
@@ -35,7 +30,7 @@ func loggedIn(t *testing.T, p *provider) *person {
 // post is a request of a page's script, which is not sent to a login.
 func (w *person) post() *http.Response {
 	w.t.Helper()
-	res, _ := ask(w.t, w.browser, "POST", appOrigin+"/v1/x", nil)
+	res, _ := ask(w.t, w.browser, "POST", program.AppOrigin+"/v1/x", nil)
 	return res
 }
 
@@ -43,33 +38,25 @@ func (w *person) post() *http.Response {
 func (w *person) ends() {
 	w.t.Helper()
 	var last *http.Response
-	eventually(w.t, "the session ends", func() bool {
+	program.Eventually(w.t, "the session ends", func() bool {
 		last = w.post()
 		if last.StatusCode != 200 && last.StatusCode != 401 {
 			w.t.Fatalf("status %d", last.StatusCode)
 		}
 		return last.StatusCode == 401
 	})
-	var r struct {
+	type record struct {
 		Frame struct {
-			Status  int
-			Outcome string
-			Authn   struct{ Method string }
-			Error   struct{ Origin, Reason string }
+			Status int
+			Error  struct{ Reason string }
 		}
 		Personal struct{ Claimed string }
 	}
-	out := w.g.run("search", fmt.Sprintf("id == %q", last.Header.Get("X-Request-Id")), "--reveal", "--json", "-c", w.g.config())
-	if err := json.Unmarshal(out, &r); err != nil {
-		w.t.Fatalf("%v: %s", err, out)
+	found := program.Search[record](w.g.Gate, fmt.Sprintf("id == %q", last.Header.Get("X-Request-Id")), "--reveal")
+	if len(found) != 1 || found[0].Frame.Status != 401 || found[0].Frame.Error.Reason != "session_expired" || found[0].Personal.Claimed != "ann" {
+		w.t.Errorf("the record of the end: %+v", found)
 	}
-	if r.Frame.Status != 401 || r.Frame.Error.Reason != "session_expired" || r.Personal.Claimed != "ann" {
-		w.t.Errorf("the record of the end: %s", out)
-	}
-	var left []any
-	if out := w.g.run("session", "list", "--json", "-c", w.g.config()); json.Unmarshal(out, &left) != nil || len(left) != 0 {
-		w.t.Errorf("sessions left: %s", out)
-	}
+	noSessions(w.g)
 	if again := w.post(); again.StatusCode != 401 {
 		w.t.Errorf("after the end: %d", again.StatusCode)
 	}
@@ -87,7 +74,7 @@ func TestRefreshTokenReused(t *testing.T) {
 	start := func(t *testing.T) (*provider, *person) {
 		t.Parallel()
 		p := startProvider(t, options{
-			Clients:  []map[string]any{client("gate", "gate-secret", map[string]any{"redirect_uris": []string{appOrigin + "/_gatebook/callback"}})},
+			Clients:  []map[string]any{client("gate", "gate-secret", map[string]any{"redirect_uris": []string{program.AppOrigin + "/_gatebook/callback"}})},
 			Accounts: map[string]map[string]any{"ann": {"name": "Ann"}}, TTL: map[string]int{"AccessToken": 32},
 		})
 		return p, loggedIn(t, p)
@@ -108,7 +95,7 @@ func TestRefreshTokenReused(t *testing.T) {
 		stolen := p.steal("gate")
 		for range 2 { // the gate goes on with what it got
 			before := p.steal("gate")
-			eventually(t, "the gate refreshes", func() bool {
+			program.Eventually(t, "the gate refreshes", func() bool {
 				if res := ann.post(); res.StatusCode != 200 {
 					t.Fatalf("status %d", res.StatusCode)
 				}

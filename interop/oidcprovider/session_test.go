@@ -5,43 +5,38 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/cookiejar"
 	"net/http/httptest"
 	"net/url"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/gatebook/gatebook/internal/testenv/program"
 )
 
-const appOrigin = "https://app.example.com"
-
-// through sends what is for the application's origin to the gate, as a proxy
-// that ends TLS does, and everything else where it belongs.
-type through struct{ gate string }
-
-func (t through) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.URL.Host == "app.example.com" {
-		host := r.URL.Host
-		r = r.Clone(r.Context())
-		r.URL.Scheme, r.URL.Host, r.Host = "http", t.gate, host
-	}
-	return http.DefaultTransport.RoundTrip(r)
-}
-
 // sessionGate is a gate in front of which people log in at the provider.
-func sessionGate(t *testing.T, p *provider, addr func(g *gate)) *gate {
+func sessionGate(t *testing.T, p *provider, addr func(g *program.Inner)) *program.Inner {
 	g := newGate(t, fmt.Sprintf(`
 issuers: [{name: op, issuer: %q, audiences: [%q], algorithms: [ES256], key_interval: 1s}]
 sessions: [{name: web, issuer: op, origin: %q, client_id: gate, client_secret: {file: gate.secret}, scopes: [openid, profile, email], userinfo: true, after_logout: /bye}]
 routes:
   - {name: all, path: "/v1/{rest...}", upstream: app, authn: [{session: web}]}
   - {name: gold, path: "/gold", upstream: app, authn: [{session: web}], acr: [gold]}
-`, p.issuer, apiResource, appOrigin))
-	g.write("gate.secret", "gate-secret\n")
+`, p.issuer, apiResource, program.AppOrigin))
+	g.Write("gate.secret", "gate-secret\n")
 	addr(g)
-	g.start()
+	g.Start()
 	return g
+}
+
+// noSessions demands that nobody is logged in.
+func noSessions(g *program.Inner) {
+	g.T.Helper()
+	var left []any
+	if out := g.Run("session", "list", "--json"); json.Unmarshal(out, &left) != nil || len(left) != 0 {
+		g.T.Errorf("sessions left: %s", out)
+	}
 }
 
 func ask(t *testing.T, c *http.Client, method, target string, form url.Values) (*http.Response, string) {
@@ -51,7 +46,7 @@ func ask(t *testing.T, c *http.Client, method, target string, form url.Values) (
 		t.Fatal(err)
 	}
 	req.Header.Set("Accept", "text/html")
-	req.Header.Set("Origin", appOrigin)
+	req.Header.Set("Origin", program.AppOrigin)
 	if form != nil {
 		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	}
@@ -92,19 +87,15 @@ func TestSession(t *testing.T) {
 	t.Cleanup(relay.Close)
 	p := startProvider(t, options{
 		Clients: []map[string]any{client("gate", "gate-secret", map[string]any{
-			"redirect_uris": []string{appOrigin + "/_gatebook/callback"}, "post_logout_redirect_uris": []string{appOrigin + "/bye"},
+			"redirect_uris": []string{program.AppOrigin + "/_gatebook/callback"}, "post_logout_redirect_uris": []string{program.AppOrigin + "/bye"},
 			"backchannel_logout_uri": relay.URL + "/_gatebook/backchannel-logout", "backchannel_logout_session_required": true,
 		})},
 		Accounts: map[string]map[string]any{"ann": {"name": "Ann"}}, ACRValues: []string{"gold"}, TTL: map[string]int{"AccessToken": 32},
 	})
-	g := sessionGate(t, p, func(g *gate) { gateAddr = g.addr })
-	jar, err := cookiejar.New(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	browser := &http.Client{Jar: jar, Transport: through{g.addr}, Timeout: time.Minute}
-	stay := &http.Client{Jar: jar, Transport: through{g.addr}, Timeout: time.Minute, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	res, body := ask(t, browser, "GET", appOrigin+"/v1/x", nil)
+	g := sessionGate(t, p, func(g *program.Inner) { gateAddr = g.Addr })
+	browser := g.Browser()
+	stay := &http.Client{Jar: browser.Jar, Transport: browser.Transport, Timeout: browser.Timeout, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	res, body := ask(t, browser, "GET", program.AppOrigin+"/v1/x", nil)
 	if res.StatusCode != 200 || body != "hello ann\n" {
 		t.Fatalf("after the login: %d %q at %s", res.StatusCode, body, res.Request.URL)
 	}
@@ -114,11 +105,11 @@ func TestSession(t *testing.T) {
 
 	// Two seconds on, the access token is due: many ask, one refreshes.
 	before := p.requests("/token")
-	eventually(t, "somebody refreshes", func() bool {
+	program.Eventually(t, "somebody refreshes", func() bool {
 		var wg sync.WaitGroup
 		for range 64 {
 			wg.Go(func() {
-				if res, body := ask(t, stay, "POST", appOrigin+"/v1/x", nil); res.StatusCode != 200 || body != "hello ann\n" {
+				if res, body := ask(t, stay, "POST", program.AppOrigin+"/v1/x", nil); res.StatusCode != 200 || body != "hello ann\n" {
 					t.Errorf("%d %q", res.StatusCode, body)
 				}
 			})
@@ -133,32 +124,28 @@ func TestSession(t *testing.T) {
 	// Another key signs; the refresh and a step-up go on.
 	p.rotate(1)
 	before = p.requests("/token")
-	eventually(t, "a refresh with the new key", func() bool {
-		res, body := ask(t, stay, "POST", appOrigin+"/v1/x", nil)
+	program.Eventually(t, "a refresh with the new key", func() bool {
+		res, body := ask(t, stay, "POST", program.AppOrigin+"/v1/x", nil)
 		if res.StatusCode != 200 && res.StatusCode != 503 { // until the key is known
 			t.Fatalf("after a change of keys: %d %q", res.StatusCode, body)
 		}
 		return res.StatusCode == 200 && p.requests("/token") > before
 	})
-	if res, body := ask(t, browser, "GET", appOrigin+"/gold", nil); res.StatusCode != 200 || body != "hello ann\n" {
+	if res, body := ask(t, browser, "GET", program.AppOrigin+"/gold", nil); res.StatusCode != 200 || body != "hello ann\n" {
 		t.Errorf("after the step-up: %d %q at %s", res.StatusCode, body, res.Request.URL)
 	}
 
 	// Logged out at the provider, the browser has no session here a second later.
 	p.endSession(browser)
 	out := time.Now()
-	eventually(t, "the session ends", func() bool {
-		res, _ := ask(t, stay, "POST", appOrigin+"/v1/x", nil)
+	program.Eventually(t, "the session ends", func() bool {
+		res, _ := ask(t, stay, "POST", program.AppOrigin+"/v1/x", nil)
 		return res.StatusCode == 401
 	})
 	if d := time.Since(out); d > time.Second {
 		t.Errorf("the session went on for %s, %v", d, p.events())
 	}
-	list, err := g.try("session", "list", "--json", "-c", g.config())
-	var left []any
-	if err != nil || json.Unmarshal(list, &left) != nil || len(left) != 0 {
-		t.Errorf("sessions left: %s (%v)", list, err)
-	}
+	noSessions(g)
 	for _, e := range p.events() {
 		if e.Event == "backchannel.error" || e.Event == "grant.error" || e.Event == "server_error" {
 			t.Errorf("%+v", e)

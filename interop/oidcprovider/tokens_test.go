@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/gatebook/gatebook/internal/testenv/program"
 )
 
 const (
@@ -48,29 +50,25 @@ routes:
   - {name: write, path: "/write", upstream: app, authn: [{jwt: op}], scopes: [write]}
   - {name: gold, path: "/gold", upstream: app, authn: [{jwt: op}], acr: [gold], max_age: 1h}
 `, p.issuer, apiResource))
-	g.start()
+	g.Start()
 	browser := newBrowser(t)
 	a := p.userTokens(browser, "web", "web-secret", "ann", apiResource, "read", nil)
-	if status, body, _ := g.get("/v1/x", a.text("access_token"), nil); status != 200 || body != "hello ann\n" {
-		t.Errorf("a person's token: %d %q", status, body)
-	}
+	g.Taken("/v1/x", a.text("access_token"), "ann")
 	machine := p.clientToken("web", "web-secret", apiResource, "read write")
-	if status, body, _ := g.get("/write", machine, nil); status != 200 || body != "hello web\n" {
-		t.Errorf("a client's token: %d %q", status, body)
-	}
-	g.refused("/write", a.text("access_token"), 403, "scope_missing")
-	g.refused("/v1/x", a.text("id_token"), 401, "token_type")
-	g.refused("/v1/x", a.text("refresh_token"), 401, "token_malformed")
-	g.refused("/v1/x", p.clientToken("web", "web-secret", opaqueResource, "read"), 401, "token_malformed")
+	g.Taken("/write", machine, "web")
+	g.Refused("/write", a.text("access_token"), 403, "scope_missing")
+	g.Refused("/v1/x", a.text("id_token"), 401, "token_type")
+	g.Refused("/v1/x", a.text("refresh_token"), 401, "token_malformed")
+	g.Refused("/v1/x", p.clientToken("web", "web-secret", opaqueResource, "read"), 401, "token_malformed")
 
 	// Step-up (RFC 9470): what the challenge asks for, the provider is asked for.
-	status, _, header := g.get("/gold", a.text("access_token"), nil)
+	status, _, header := g.Get("/gold", a.text("access_token"))
 	challenge := header.Get("WWW-Authenticate")
 	if status != 401 || !strings.Contains(challenge, `error="insufficient_user_authentication"`) || !strings.Contains(challenge, `acr_values="gold"`) || !strings.Contains(challenge, "max_age=3600") {
 		t.Errorf("step-up: %d %q", status, challenge)
 	}
 	up := p.userTokens(newBrowser(t), "web", "web-secret", "ann", apiResource, "read", map[string][]string{"acr_values": {"gold"}})
-	if status, body, _ := g.get("/gold", up.text("access_token"), nil); status != 200 {
+	if status, body, _ := g.Get("/gold", up.text("access_token")); status != 200 {
 		t.Errorf("after the step-up: %d %s", status, body)
 	}
 }
@@ -109,33 +107,29 @@ routes:
   - {name: wrong, path: "/wrong", upstream: app, authn: [{introspect: wrong}]}
   - {name: mixed, path: "/mixed", upstream: app, authn: [{jwt: jwt}, {introspect: basic}]}
 `)
-	g.write("gate.secret", "gate-secret\n")
-	g.write("posts.secret", "posts-secret\n")
-	g.write("gate.pem", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})))
-	g.start()
+	g.Write("gate.secret", "gate-secret\n")
+	g.Write("posts.secret", "posts-secret\n")
+	g.Write("gate.pem", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})))
+	g.Start()
 
 	person := p.userTokens(newBrowser(t), "web", "web-secret", "ann", opaqueResource, "read", nil)
 	token := person.text("access_token")
 	for _, path := range []string{"/basic", "/post", "/keyed", "/mixed"} {
-		if status, body, _ := g.get(path, token, nil); status != 200 || body != "hello ann\n" {
-			t.Errorf("%s: %d %q", path, status, body)
-		}
+		g.Taken(path, token, "ann")
 	}
-	g.refused("/wrong", token, 503, "issuer_unavailable")
-	if status, body, _ := g.get("/basic", p.clientToken("web", "web-secret", opaqueResource, "read"), nil); status != 200 || body != "hello web\n" {
-		t.Errorf("a client's token: %d %q", status, body)
-	}
-	if status, body, _ := g.get("/mixed", p.clientToken("web", "web-secret", apiResource, "read"), nil); status != 200 {
+	g.Refused("/wrong", token, 503, "issuer_unavailable")
+	g.Taken("/basic", p.clientToken("web", "web-secret", opaqueResource, "read"), "web")
+	if status, body, _ := g.Get("/mixed", p.clientToken("web", "web-secret", apiResource, "read")); status != 200 {
 		t.Errorf("a JWT beside opaque tokens: %d %q", status, body)
 	}
-	g.refused("/basic", "nonsense", 401, "token_inactive")
-	g.refused("/mixed", "nonsense-2", 401, "token_inactive")
+	g.Refused("/basic", "nonsense", 401, "token_inactive")
+	g.Refused("/mixed", "nonsense-2", 401, "token_inactive")
 	// The provider calls a refresh token active and gives it no type.
-	g.refused("/basic", person.text("refresh_token"), 401, "token_type")
+	g.Refused("/basic", person.text("refresh_token"), 401, "token_type")
 
 	revoked := time.Now()
 	p.revoke("web", "web-secret", token)
-	eventually(t, "the revoked token is refused", func() bool { status, _, _ := g.get("/basic", token, nil); return status == 401 })
+	program.Eventually(t, "the revoked token is refused", func() bool { status, _, _ := g.Get("/basic", token); return status == 401 })
 	if d := time.Since(revoked); d > 3*time.Second {
 		t.Errorf("taken for %s after the revocation, the cache keeps it for 1 s", d)
 	}
@@ -143,13 +137,13 @@ routes:
 	// The endpoint away: refused as soon as what was said before has run out,
 	// and taken again when it is back.
 	other := p.clientToken("web", "web-secret", opaqueResource, "read")
-	if status, _, _ := g.get("/basic", other, nil); status != 200 {
+	if status, _, _ := g.Get("/basic", other); status != 200 {
 		t.Errorf("status %d", status)
 	}
 	p.fault("/token/introspection", map[string]any{"status": 503})
-	eventually(t, "nothing counts any more", func() bool { status, _, _ := g.get("/basic", other, nil); return status == 503 })
+	program.Eventually(t, "nothing counts any more", func() bool { status, _, _ := g.Get("/basic", other); return status == 503 })
 	p.fault("/token/introspection", nil)
-	eventually(t, "back again", func() bool { status, _, _ := g.get("/basic", other, nil); return status == 200 })
+	program.Eventually(t, "back again", func() bool { status, _, _ := g.Get("/basic", other); return status == 200 })
 }
 
 // The provider changes its key twice while tokens of both are in use: nobody
@@ -161,7 +155,7 @@ func TestRotationUnderLoad(t *testing.T) {
 issuers: [{name: op, issuer: %q, audiences: [%q], key_interval: 1s}]
 routes: [{name: all, path: "/", upstream: app, authn: [{jwt: op}]}]
 `, p.issuer, apiResource))
-	g.start()
+	g.Start()
 	var newest atomic.Pointer[string]
 	fresh := func() string {
 		token := p.clientToken("web", "web-secret", apiResource, "read")
@@ -180,7 +174,7 @@ routes: [{name: all, path: "/", upstream: app, authn: [{jwt: op}]}]
 					return
 				default:
 				}
-				status, _, _, err := g.ask("/", *newest.Load(), nil)
+				status, _, _, err := g.Ask("/", *newest.Load())
 				if err != nil || status != 200 {
 					failed.Add(1)
 				}
@@ -197,26 +191,26 @@ routes: [{name: all, path: "/", upstream: app, authn: [{jwt: op}]}]
 		// second new key may have to wait for that; the load goes on with the key
 		// before.
 		token := ""
-		eventually(t, "a token of the new key "+kids[0]+" is taken", func() bool {
+		program.Eventually(t, "a token of the new key "+kids[0]+" is taken", func() bool {
 			token = p.clientToken("web", "web-secret", apiResource, "read") // another one each time: what is refused is remembered for a while
-			status, _, _, err := g.ask("/", token, nil)
+			status, _, _, err := g.Ask("/", token)
 			return err == nil && status == 200
 		})
 		newest.Store(&token)
 		if turn == 0 {
 			second = token
 		}
-		eventually(t, "the load goes on", func() bool { return served.Load() > before+200 })
+		program.Eventually(t, "the load goes on", func() bool { return served.Load() > before+200 })
 	}
 	close(stop)
 	load.Wait()
 	if failed.Load() != 0 {
 		t.Errorf("%d of %d requests with a good token failed", failed.Load(), served.Load())
 	}
-	if status, _, _ := g.get("/", second, nil); status != 200 {
+	if status, _, _ := g.Get("/", second); status != 200 {
 		t.Errorf("a token of the key before: %d", status)
 	}
-	g.refused("/", first, 401, "token_key_unknown")
+	g.Refused("/", first, 401, "token_key_unknown")
 	t.Logf("%d requests during two rotations", served.Load())
 }
 
@@ -225,15 +219,13 @@ routes: [{name: all, path: "/", upstream: app, authn: [{jwt: op}]}]
 func TestMetadata(t *testing.T) {
 	t.Parallel()
 	p := tokenProvider(t)
-	addr := ""
-	g := newGate(t, "")
-	addr = g.addr
-	g.write("gatebook.yaml", strings.Join([]string{readFile(t, g.config()), fmt.Sprintf(`
+	g := program.NewInner(t, binary.Path(t))
+	g.Configure(fmt.Sprintf(`
 issuers: [{name: op, issuer: %q, audiences: [%q]}]
 routes: [{name: all, path: "/api/{rest...}", upstream: app, authn: [{jwt: op}], scopes: [read], resource: "http://%s/api"}]
-`, p.issuer, apiResource, addr)}, "\n"))
-	g.start()
-	status, _, header := g.get("/api/x", "", nil)
+`, p.issuer, apiResource, g.Addr))
+	g.Start()
+	status, _, header := g.Get("/api/x", "")
 	_, after, _ := strings.Cut(header.Get("WWW-Authenticate"), `resource_metadata="`)
 	at, _, ok := strings.Cut(after, `"`)
 	if status != 401 || !ok {
@@ -245,7 +237,7 @@ routes: [{name: all, path: "/api/{rest...}", upstream: app, authn: [{jwt: op}], 
 		Scopes   []string `json:"scopes_supported"`
 	}
 	getJSON(t, at, &meta)
-	if meta.Resource != "http://"+addr+"/api" || len(meta.Servers) != 1 || len(meta.Scopes) != 1 {
+	if meta.Resource != "http://"+g.Addr+"/api" || len(meta.Servers) != 1 || len(meta.Scopes) != 1 {
 		t.Fatalf("metadata %+v", meta)
 	}
 	var server struct {
@@ -256,7 +248,7 @@ routes: [{name: all, path: "/api/{rest...}", upstream: app, authn: [{jwt: op}], 
 	if server.Issuer != meta.Servers[0] || server.Token != p.issuer+"/token" {
 		t.Fatalf("server %+v", server)
 	}
-	if status, _, _ := g.get("/api/x", p.clientToken("web", "web-secret", apiResource, meta.Scopes[0]), nil); status != 200 {
+	if status, _, _ := g.Get("/api/x", p.clientToken("web", "web-secret", apiResource, meta.Scopes[0])); status != 200 {
 		t.Errorf("with a token from there: %d", status)
 	}
 }

@@ -1,10 +1,8 @@
 package slowhttp
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -12,19 +10,15 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
+
+	"github.com/gatebook/gatebook/internal/testenv/program"
 )
 
 const configuration = `
-data: data
-node: gate-1
-origin: log.example.com/test
-keys: {wrapper: {file: keys}}
 listen:
   - {name: public, address: %q, tls: {certificates: [{cert: tls/localhost.crt, key: tls/localhost.key}]}}
 health: {address: %q}
@@ -38,41 +32,18 @@ policies: {dir: policies}
 // big is an answer that does not fit into the buffers of sockets.
 const big = 8 << 20
 
-// gate is the program, in a folder of its own.
+// gate is one that is asked beside an attack.
 type gate struct {
-	t             *testing.T
-	program, dir  string
+	*program.Gate
 	addr, health  string
-	cmd           *exec.Cmd
 	client        *http.Client
 	asked, failed int
 	slowest       time.Duration
 }
 
-func build(t *testing.T) string {
+func newGate(t *testing.T, binary string) *gate {
 	t.Helper()
-	program := filepath.Join(t.TempDir(), "gatebook")
-	cmd := exec.Command("go", "build", "-o", program, "./cmd/gatebook")
-	cmd.Dir = "../.."
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	return program
-}
-
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
-func newGate(t *testing.T, program string) *gate {
-	t.Helper()
-	g := &gate{t: t, program: program, dir: filepath.Join(t.TempDir(), "gate"), addr: freeAddr(t), health: freeAddr(t)}
+	g := &gate{Gate: program.NewGate(t, binary), addr: program.FreeAddr(t), health: program.FreeAddr(t)}
 	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, err := io.Copy(io.Discard, r.Body); err != nil {
 			return // the gate has ended the request
@@ -85,12 +56,7 @@ func newGate(t *testing.T, program string) *gate {
 		fmt.Fprintln(w, "hello")
 	}))
 	t.Cleanup(up.Close)
-	g.run("init", g.dir, "--upstream", up.URL, "--issuer", "http://127.0.0.1:1", "--self-signed", "--origin", "log.example.com/test")
-	g.write("gatebook.yaml", fmt.Sprintf(configuration, g.addr, g.health, up.URL))
-	if err := os.RemoveAll(filepath.Join(g.dir, "policies")); err != nil {
-		t.Fatal(err)
-	}
-	g.write("policies/open.cedar", "@id(\"open\")\npermit (principal, action, resource);\n")
+	g.Configure(fmt.Sprintf(configuration, g.addr, g.health, up.URL))
 	// The tool comes from 127.0.0.1; this client from elsewhere, each time over
 	// a new connection, so that it needs a place of its own.
 	g.client = &http.Client{Timeout: time.Minute, Transport: &http.Transport{
@@ -101,118 +67,55 @@ func newGate(t *testing.T, program string) *gate {
 	return g
 }
 
-func (g *gate) write(name, text string) {
-	g.t.Helper()
-	path := filepath.Join(g.dir, name)
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		g.t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		g.t.Fatal(err)
-	}
-}
-
-func (g *gate) run(args ...string) string {
-	g.t.Helper()
-	out, err := exec.Command(g.program, args...).CombinedOutput()
-	if err != nil {
-		g.t.Fatalf("gatebook %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return string(out)
-}
-
-// start returns when the gate serves.
-func (g *gate) start() {
-	g.t.Helper()
-	g.cmd = exec.Command(g.program, "serve", "-c", filepath.Join(g.dir, "gatebook.yaml"))
-	pipe, err := g.cmd.StderrPipe()
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	if err := g.cmd.Start(); err != nil {
-		g.t.Fatal(err)
-	}
-	g.t.Cleanup(func() { _ = g.cmd.Process.Kill() })
-	up := make(chan bool, 1)
-	go func() {
-		for sc := bufio.NewScanner(pipe); sc.Scan(); {
-			if strings.Contains(sc.Text(), `"serving"`) {
-				up <- true
-				_, _ = io.Copy(io.Discard, pipe)
-			}
-		}
-		close(up)
-	}()
-	select {
-	case ok := <-up:
-		if !ok {
-			g.t.Fatal("the gate did not start")
-		}
-	case <-time.After(time.Minute):
-		g.t.Fatal("the gate did not start in time")
-	}
-}
-
-// stop returns when all is in the book.
-func (g *gate) stop() {
-	g.t.Helper()
-	if err := g.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		g.t.Fatal(err)
-	}
-	if err := g.cmd.Wait(); err != nil {
-		g.t.Error(err)
-	}
-}
-
 // memory is the resident set in MB (proc_pid_status(5)).
 func (g *gate) memory() float64 {
-	g.t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", g.cmd.Process.Pid))
+	g.T.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", g.PID()))
 	if err != nil {
-		g.t.Fatal(err)
+		g.T.Fatal(err)
 	}
 	return g.number(string(b), "VmRSS:") / 1024
 }
 
 func (g *gate) metric(name string) float64 {
-	g.t.Helper()
+	g.T.Helper()
 	resp, err := http.Get("http://" + g.health + "/metrics")
 	if err != nil {
-		g.t.Fatal(err)
+		g.T.Fatal(err)
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
 	if err != nil {
-		g.t.Fatal(err)
+		g.T.Fatal(err)
 	}
 	return g.number(string(b), name+" ")
 }
 
 // number is the one after a name at the beginning of a line.
 func (g *gate) number(text, name string) float64 {
-	g.t.Helper()
+	g.T.Helper()
 	for line := range strings.Lines(text) {
 		if rest, ok := strings.CutPrefix(line, name); ok {
 			v, err := strconv.ParseFloat(strings.Fields(rest)[0], 64)
 			if err != nil {
-				g.t.Fatal(err)
+				g.T.Fatal(err)
 			}
 			return v
 		}
 	}
-	g.t.Fatalf("no %s", name)
+	g.T.Fatalf("no %s", name)
 	return 0
 }
 
 // ask is one request of a client that does nothing wrong.
 func (g *gate) ask() {
-	g.t.Helper()
+	g.T.Helper()
 	begun := time.Now()
 	resp, err := g.client.Get("https://" + g.addr + "/small")
 	g.asked++
 	if err != nil {
 		g.failed++
-		g.t.Logf("beside the attack: %v", err)
+		g.T.Logf("beside the attack: %v", err)
 		return
 	}
 	defer resp.Body.Close()
@@ -230,7 +133,7 @@ func TestSlow(t *testing.T) {
 	if _, err := exec.LookPath("slowhttptest"); err != nil {
 		t.Fatal("slowhttptest is not installed; it is the Debian package of that name")
 	}
-	program := build(t)
+	binary := program.Build(t)
 	for _, a := range []struct {
 		name    string
 		args    []string
@@ -245,15 +148,15 @@ func TestSlow(t *testing.T) {
 	} {
 		t.Run(a.name, func(t *testing.T) {
 			t.Parallel()
-			newGate(t, program).attacked(a.args, a.path, a.reasons)
+			newGate(t, binary).attacked(a.args, a.path, a.reasons)
 		})
 	}
 }
 
 // attacked lets the tool work and asks beside it.
 func (g *gate) attacked(args []string, path string, reasons []string) {
-	t := g.t
-	g.start()
+	t := g.T
+	g.Start()
 	for range 20 {
 		g.ask()
 	}
@@ -287,7 +190,7 @@ func (g *gate) attacked(args []string, path string, reasons []string) {
 		}
 	}
 	after := g.memory()
-	g.stop()
+	g.Stop()
 	t.Logf("RSS %.1f MB before, %.1f at most, %.1f after; goroutines %.0f, %.0f; %.0f connections open at most; %d requests beside, %d failed, the slowest %v",
 		memory, peak, after, goroutines, most, open, g.asked, g.failed, g.slowest)
 	if g.failed > 0 {
@@ -304,19 +207,15 @@ func (g *gate) attacked(args []string, path string, reasons []string) {
 
 // inBook demands a record of every attacked exchange, with its reason.
 func (g *gate) inBook(reasons []string) {
-	t := g.t
-	dir := []string{"-c", filepath.Join(g.dir, "gatebook.yaml")}
+	t := g.T
+	type record struct {
+		Frame struct {
+			Error struct{ Reason string }
+			Event struct{ Count int }
+		}
+	}
 	got := map[string]int{}
-	for line := range strings.Lines(g.run(append([]string{"search", "kind == 'request' || kind == 'malformed'", "--json", "--limit", "1000000"}, dir...)...)) {
-		var r struct {
-			Frame struct {
-				Error struct{ Reason string }
-				Event struct{ Count int }
-			}
-		}
-		if err := json.Unmarshal([]byte(line), &r); err != nil {
-			t.Fatalf("%v: %s", err, line)
-		}
+	for _, r := range program.Search[record](g.Gate, "kind == 'request' || kind == 'malformed'", "--limit", "1000000") {
 		got[r.Frame.Error.Reason] += max(r.Frame.Event.Count, 1) // more in the record of a flood
 	}
 	right := 0
@@ -327,5 +226,5 @@ func (g *gate) inBook(reasons []string) {
 	if right < connections || got["malformed_request"] > connections/10 || got[""] < g.asked {
 		t.Errorf("%d exchanges of %d connections have the reasons %v; %d of %d requests beside them were answered: %v", right, connections, reasons, got[""], g.asked, got)
 	}
-	g.run(append([]string{"verify"}, dir...)...)
+	g.Run("verify")
 }

@@ -3,19 +3,18 @@ package tokenservice
 import (
 	"bufio"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/gatebook/gatebook/internal/testenv/program"
 )
 
 const (
@@ -24,58 +23,29 @@ const (
 	internal = "https://orders.internal"
 )
 
-// gate is the program with the token service on.
+// gate is one with the token service on.
 type gate struct {
-	t      *testing.T
-	bin    string
-	dir    string
+	*program.Gate
 	issuer string
 	client *http.Client
 }
 
-// command runs a command of the program on the gate.
-func (g *gate) command(args ...string) string {
-	g.t.Helper()
-	out, err := exec.Command(g.bin, append(args, "-c", filepath.Join(g.dir, "gatebook.yaml"))...).Output()
-	if err != nil {
-		var said []byte
-		if e, ok := err.(*exec.ExitError); ok {
-			said = e.Stderr
-		}
-		g.t.Fatalf("gatebook %v: %v\n%s%s", args, err, out, said)
-	}
-	return string(out)
-}
+var binary program.Shared
 
-// newGate builds and starts the program with clients of every method; keys is
-// the key set of the client that signs.
+func TestMain(m *testing.M) { binary.Main(m) }
+
+// newGate starts a gate with clients of every method; keys is the key set of the
+// client that signs.
 func newGate(t *testing.T, keys string) *gate {
 	t.Helper()
-	g := &gate{t: t, bin: filepath.Join(t.TempDir(), "gatebook"), dir: filepath.Join(t.TempDir(), "gate")}
-	build := exec.Command("go", "build", "-o", g.bin, "./cmd/gatebook")
-	build.Dir = "../.."
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
+	g := &gate{Gate: program.NewGate(t, binary.Path(t))}
 	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "hello") }))
 	t.Cleanup(up.Close)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close()
+	addr := program.FreeAddr(t)
 	g.issuer = "https://localhost:" + addr[strings.LastIndexByte(addr, ':')+1:]
-	if out, err := exec.Command(g.bin, "init", g.dir, "--upstream", up.URL, "--issuer", "http://127.0.0.1:1", "--self-signed", "--origin", "log.example.com/test").CombinedOutput(); err != nil {
-		t.Fatalf("init: %v\n%s", err, out)
-	}
-	g.write("secret", secret)
-	g.write("keys.json", `{"keys":[`+keys+`]}`)
-	g.write("gatebook.yaml", fmt.Sprintf(`
-data: data
-node: gate-1
-origin: log.example.com/test
-keys: {wrapper: {file: keys}}
+	g.Write("secret", secret)
+	g.Write("keys.json", `{"keys":[`+keys+`]}`)
+	g.Configure(fmt.Sprintf(`
 listen:
   - {name: public, address: %q, tls: {certificates: [{cert: tls/localhost.crt, key: tls/localhost.key}]}}
 issuers:
@@ -93,79 +63,22 @@ routes:
 roles:
   reader: {allow: [all]}
 `, addr, g.issuer, audience, g.issuer, audience, internal, audience, audience, audience, audience, up.URL))
-	pool := x509.NewCertPool()
-	pem, err := os.ReadFile(g.cert())
-	if err != nil || !pool.AppendCertsFromPEM(pem) {
-		t.Fatalf("certificate: %v", err)
-	}
-	g.client = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, ForceAttemptHTTP2: true}, Timeout: 20 * time.Second}
-	g.serve()
+	g.client = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: g.Roots()}, ForceAttemptHTTP2: true}, Timeout: 20 * time.Second}
+	g.Start()
 	return g
-}
-
-func (g *gate) cert() string { return filepath.Join(g.dir, "tls", "localhost.crt") }
-
-func (g *gate) write(name, text string) {
-	g.t.Helper()
-	if err := os.WriteFile(filepath.Join(g.dir, name), []byte(text), 0o600); err != nil {
-		g.t.Fatal(err)
-	}
-}
-
-// serve runs the program until the test ends and returns when it serves.
-func (g *gate) serve() {
-	g.t.Helper()
-	cmd := exec.Command(g.bin, "serve", "-c", filepath.Join(g.dir, "gatebook.yaml"))
-	pipe, err := cmd.StderrPipe()
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		g.t.Fatal(err)
-	}
-	g.t.Cleanup(func() {
-		if err := cmd.Process.Signal(os.Interrupt); err == nil {
-			if err := cmd.Wait(); err != nil {
-				g.t.Errorf("the gate did not end well: %v", err)
-			}
-		}
-	})
-	up := make(chan bool, 1)
-	go func() {
-		lines := bufio.NewScanner(pipe)
-		said := ""
-		for lines.Scan() {
-			said += lines.Text() + "\n"
-			if strings.Contains(lines.Text(), `"serving"`) {
-				up <- true
-			}
-		}
-		select {
-		case up <- false:
-		default:
-		}
-	}()
-	select {
-	case ok := <-up:
-		if !ok {
-			g.t.Fatal("the gate did not start")
-		}
-	case <-time.After(30 * time.Second):
-		g.t.Fatal("the gate did not start within 30 s")
-	}
 }
 
 // use shows a token to the gate.
 func (g *gate) use(token string) int {
-	g.t.Helper()
+	g.T.Helper()
 	r, err := http.NewRequest("GET", g.issuer+"/x", nil)
 	if err != nil {
-		g.t.Fatal(err)
+		g.T.Fatal(err)
 	}
 	r.Header.Set("Authorization", "Bearer "+token)
 	resp, err := g.client.Do(r)
 	if err != nil {
-		g.t.Fatal(err)
+		g.T.Fatal(err)
 	}
 	defer resp.Body.Close()
 	return resp.StatusCode

@@ -66,7 +66,7 @@ func TestGoClients(t *testing.T) {
 	if err := verify(one.AccessToken); err != nil {
 		t.Error(err)
 	}
-	g.command("token", "rotate-keys", "--at-once")
+	g.Run("token", "rotate-keys", "--at-once")
 	two, err := fetch("basic", oauth2.AuthStyleInHeader)
 	if err != nil {
 		t.Fatal(err)

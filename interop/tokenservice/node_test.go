@@ -2,8 +2,6 @@ package tokenservice
 
 import (
 	"encoding/json"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -25,16 +23,14 @@ func TestNodeClients(t *testing.T) {
 		key = string(b)
 	}
 	g := newGate(t, key)
-	n := startNode(t, g.cert())
+	n := startNode(t, g.Path("tls/localhost.crt"))
 	// This process has a key of its own: the gate reads it at the next reload.
 	b, err := json.Marshal(n.ask("key", q{"client": "signer"}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(g.dir, "keys.json"), []byte(`{"keys":[`+string(b)+`]}`), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	g.command("reload")
+	g.Write("keys.json", `{"keys":[`+string(b)+`]}`)
+	g.Run("reload")
 
 	basic := q{"issuer": g.issuer, "client": "basic", "auth": "basic", "secret": secret}
 	post := q{"issuer": g.issuer, "client": "post", "auth": "post", "secret": secret}
@@ -125,7 +121,7 @@ func TestNodeClients(t *testing.T) {
 
 	// Keys change; tokens from before stay valid, new ones name the new key.
 	before := do("credentials", with(basic, params)).text("access_token")
-	g.command("token", "rotate-keys", "--at-once")
+	g.Run("token", "rotate-keys", "--at-once")
 	after := do("credentials", with(basic, params)).text("access_token")
 	for _, token := range []string{before, after} {
 		do("validate", q{"issuer": g.issuer, "audience": audience, "token": token})

@@ -3,6 +3,7 @@ module github.com/gatebook/gatebook/interop/zitadelop
 go 1.26.8
 
 require (
+	github.com/gatebook/gatebook v0.0.0
 	github.com/go-jose/go-jose/v4 v4.1.9
 	github.com/zitadel/oidc/v3 v3.52.0
 )

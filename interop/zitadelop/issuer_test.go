@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gatebook/gatebook/internal/testenv/program"
 	"github.com/go-jose/go-jose/v4"
 	"github.com/zitadel/oidc/v3/example/server/exampleop"
 	"github.com/zitadel/oidc/v3/example/server/storage"
@@ -29,7 +30,6 @@ import (
 // What there is at the issuer. The person is the first of the example's store.
 const (
 	apiAudience = "https://api.example.com"
-	appOrigin   = "https://app.example.com"
 	secret      = "0123456789abcdef0123456789abcdef"
 	person      = "id1"
 	personName  = "test-user@127.0.0.1"
@@ -51,7 +51,7 @@ func newIssuer(t *testing.T) *issuer {
 	t.Cleanup(server.Close)
 	registered := map[string]*storage.Client{}
 	for _, id := range []string{"machine", "opaque", "resource", "web", "keyed"} {
-		registered[id] = storage.WebClient(id, secret, appOrigin+"/_gatebook/callback")
+		registered[id] = storage.WebClient(id, secret, program.AppOrigin+"/_gatebook/callback")
 	}
 	s := &store{
 		Storage: storage.NewStorageWithClients(storage.NewUserStore(server.URL), registered), registered: registered,

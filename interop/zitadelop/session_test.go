@@ -9,25 +9,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/cookiejar"
 	"net/url"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/gatebook/gatebook/internal/testenv/program"
 )
-
-// through sends what is for the application's origin to the gate, as a proxy
-// that ends TLS does, and everything else where it belongs.
-type through struct{ gate string }
-
-func (t through) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.URL.Host == "app.example.com" {
-		host := r.URL.Host
-		r = r.Clone(r.Context())
-		r.URL.Scheme, r.URL.Host, r.Host = "http", t.gate, host
-	}
-	return http.DefaultTransport.RoundTrip(r)
-}
 
 // ask is a request of a browser; a form makes it a POST.
 func ask(t *testing.T, c *http.Client, target string, form url.Values) (*http.Response, string) {
@@ -84,19 +72,15 @@ func TestLogin(t *testing.T) {
 issuers: [{name: op, issuer: %q, audiences: [%q], types: [JWT], algorithms: [RS256], key_interval: 1s}]
 sessions: [{name: web, issuer: op, origin: %q, client_id: %s, %s, scopes: [openid, profile, email, offline_access], userinfo: true}]
 routes: [{name: all, path: "/v1/{rest...}", upstream: app, authn: [{session: web}]}]
-`, i.url, apiAudience, appOrigin, c.client, c.auth), files)
+`, i.url, apiAudience, program.AppOrigin, c.client, c.auth), files)
 			i.login(t, g, c.client)
 		})
 	}
 }
 
-func (i *issuer) login(t *testing.T, g *gate, client string) {
-	jar, err := cookiejar.New(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	browser := &http.Client{Jar: jar, Transport: through{g.addr}, Timeout: time.Minute}
-	res, page := ask(t, browser, appOrigin+"/v1/x", nil)
+func (i *issuer) login(t *testing.T, g *program.Inner, client string) {
+	browser := g.Browser()
+	res, page := ask(t, browser, program.AppOrigin+"/v1/x", nil)
 	request := res.Request.URL.Query().Get("authRequestID")
 	if !strings.HasPrefix(res.Request.URL.String(), i.url+"/login/username?") || request == "" {
 		t.Fatalf("no login page: %d %s at %s", res.StatusCode, page, res.Request.URL)
@@ -112,7 +96,7 @@ func (i *issuer) login(t *testing.T, g *gate, client string) {
 	}
 
 	post := func() int {
-		res, body := ask(t, browser, appOrigin+"/v1/x", url.Values{"a": {"b"}})
+		res, body := ask(t, browser, program.AppOrigin+"/v1/x", url.Values{"a": {"b"}})
 		if res.StatusCode == 200 && body != "hello "+person+"\n" {
 			t.Fatalf("%q", body)
 		}
@@ -121,7 +105,7 @@ func (i *issuer) login(t *testing.T, g *gate, client string) {
 	for range 2 {
 		before := i.store.refreshed()
 		i.rotate(1)
-		eventually(t, "a refresh with a new key", func() bool {
+		program.Eventually(t, "a refresh with a new key", func() bool {
 			if status := post(); status != 200 && status != 503 { // until the key is known
 				t.Fatalf("status %d", status)
 			}
@@ -131,8 +115,8 @@ func (i *issuer) login(t *testing.T, g *gate, client string) {
 	if err := i.store.TerminateSession(t.Context(), person, client); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the session ends with what the provider granted", func() bool { return post() == 401 })
-	if res, _ := ask(t, browser, appOrigin+"/v1/x", nil); !strings.HasPrefix(res.Request.URL.String(), i.url+"/login/") {
+	program.Eventually(t, "the session ends with what the provider granted", func() bool { return post() == 401 })
+	if res, _ := ask(t, browser, program.AppOrigin+"/v1/x", nil); !strings.HasPrefix(res.Request.URL.String(), i.url+"/login/") {
 		t.Errorf("not sent to another login but to %s", res.Request.URL)
 	}
 }

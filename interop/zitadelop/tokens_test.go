@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/url"
 	"testing"
+
+	"github.com/gatebook/gatebook/internal/testenv/program"
 )
 
 // Access tokens as JWTs: zitadel gives them the typ JWT, which the configuration
@@ -17,10 +19,10 @@ routes:
   - {name: write, path: "/write", upstream: app, authn: [{jwt: op}], scopes: [write]}
 `, i.url, apiAudience), nil)
 	token := i.token("machine", "read")
-	g.taken("/v1/x", token, "machine")
-	g.refused("/write", token, 403, "scope_missing")
-	g.refused("/v1/x", token[:len(token)-8]+"AAAAAAAA", 401, "token_signature")
-	g.refused("/v1/x", i.token("opaque", "read"), 401, "token_malformed")
+	g.Taken("/v1/x", token, "machine")
+	g.Refused("/write", token, 403, "scope_missing")
+	g.Refused("/v1/x", token[:len(token)-8]+"AAAAAAAA", 401, "token_signature")
+	g.Refused("/v1/x", i.token("opaque", "read"), 401, "token_malformed")
 }
 
 // The issuer changes its key twice: tokens of the key before go on, and those of
@@ -32,20 +34,20 @@ issuers: [{name: op, issuer: %q, audiences: [%q], types: [JWT], algorithms: [RS2
 routes: [{name: all, path: "/", upstream: app, authn: [{jwt: op}]}]
 `, i.url, apiAudience), nil)
 	tokens := []string{i.token("machine", "read")}
-	g.taken("/", tokens[0], "machine")
+	g.Taken("/", tokens[0], "machine")
 	for range 2 {
 		i.rotate(1)
 		next := ""
-		eventually(t, "a token of the new key is taken", func() bool {
-			g.taken("/", tokens[len(tokens)-1], "machine")
+		program.Eventually(t, "a token of the new key is taken", func() bool {
+			g.Taken("/", tokens[len(tokens)-1], "machine")
 			next = i.token("machine", "read") // another one each time: what is refused is remembered for a while
-			status, _, _ := g.get("/", next)
+			status, _, _ := g.Get("/", next)
 			return status == 200
 		})
 		tokens = append(tokens, next)
 	}
-	g.taken("/", tokens[1], "machine")
-	g.refused("/", tokens[0], 401, "token_key_unknown")
+	g.Taken("/", tokens[1], "machine")
+	g.Refused("/", tokens[0], 401, "token_key_unknown")
 }
 
 // Opaque access tokens, about which the issuer is asked: taken until revoked.
@@ -64,11 +66,11 @@ routes:
   - {name: stranger, path: "/stranger", upstream: app, authn: [{introspect: stranger}]}
 `, i.url, apiAudience, introspection("resource"), i.url, apiAudience, introspection("web")), map[string]string{"gate.secret": secret + "\n"})
 	token := i.token("opaque", "read")
-	g.taken("/v1/x", token, "opaque")
-	g.refused("/write", token, 403, "scope_missing")
-	g.refused("/stranger", token, 401, "token_inactive") // who is no resource server of it learns nothing
-	g.refused("/v1/x", "nonsense", 401, "token_inactive")
+	g.Taken("/v1/x", token, "opaque")
+	g.Refused("/write", token, 403, "scope_missing")
+	g.Refused("/stranger", token, 401, "token_inactive") // who is no resource server of it learns nothing
+	g.Refused("/v1/x", "nonsense", 401, "token_inactive")
 	i.post("/revoke", "opaque", url.Values{"token": {token}})
-	eventually(t, "the revoked token is refused", func() bool { status, _, _ := g.get("/v1/x", token); return status == 401 })
-	g.refused("/v1/x", token, 401, "token_inactive")
+	program.Eventually(t, "the revoked token is refused", func() bool { status, _, _ := g.Get("/v1/x", token); return status == 401 })
+	g.Refused("/v1/x", token, 401, "token_inactive")
 }
