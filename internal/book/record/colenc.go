@@ -18,12 +18,16 @@ type ColumnEncoder struct {
 	verbatim []byte
 	predict  predictor
 	cols     []colState
-	seen     []bool // by model: has had a value; before that every row is absent
+	seen     set     // has had a value; before that every row is absent
+	always   set     // must be coded in each row that is like the last one
+	todo     set     // of the row that is being coded
+	fresh    set     // those of todo that have another text than in the last row
+	num      []int64 // numbers of this row, by model
 	ids      idEncoder
-	sp, was  *spans // of this frame and of the last one in columns
-	last     []byte // the last frame in columns, empty before there is one
-	moved    []bool // by model: its symbol is another one than in the last frame
-	id       ID     // of the last frame
+	like     likeness
+	sp, was  *spans // of this frame and of like.ref
+	moved    []bool // by model: its symbol is another one than in the last row
+	id       ID     // of the last row
 	us       int64  // its time
 }
 
@@ -77,7 +81,7 @@ func (c *colState) appendTo(dst []byte, kind modelKind) []byte {
 // NewColumnEncoder makes an encoder. hints are keys of id makers.
 func NewColumnEncoder(hints [][]byte) (*ColumnEncoder, error) {
 	l := &layoutV1
-	e := &ColumnEncoder{l: l, lastKept: -1, predict: newPredictor(l), cols: make([]colState, len(l.models)), seen: make([]bool, len(l.models)), moved: make([]bool, len(l.models))}
+	e := &ColumnEncoder{l: l, lastKept: -1, predict: newPredictor(l), cols: make([]colState, len(l.models)), num: make([]int64, len(l.models)), moved: make([]bool, len(l.models))}
 	e.ids.prev = verbatimID
 	e.sp, e.was = new(spans), new(spans)
 	for _, h := range hints {
@@ -110,90 +114,224 @@ func (e *ColumnEncoder) Add(frame []byte) error {
 	}
 	e.frames++
 	e.total += uint64(len(frame))
+	if len(frame) > MaxPart {
+		e.keep(frame)
+		return nil
+	}
+	if len(e.like.ref) > 0 && e.alike(frame) {
+		return nil
+	}
 	s := scanner{b: frame}
-	if len(e.last) > 0 {
-		s.prev, s.prevSpans, s.id, s.us = e.last, e.was, e.id, e.us
+	if k := &e.like; len(k.ref) > 0 {
+		s.prev, s.prevSpans, s.id, s.us = k.ref, e.was, k.id, k.us
 	}
 	// A frame that the scanner takes is made of the literals of the table and of
 	// the values that it finds, and of nothing else: the decoder joins the same.
-	if len(frame) > MaxPart || !s.table(e.l.tab, e.sp) {
-		e.kept++
-		e.verbatim = binary.AppendUvarint(e.verbatim, uint64(e.frames-1-e.lastKept))
-		e.verbatim = binary.AppendUvarint(e.verbatim, uint64(len(frame)))
-		e.verbatim = append(e.verbatim, frame...)
-		e.lastKept = e.frames - 1
+	if !s.table(e.l.tab, e.sp) {
+		e.keep(frame)
 		return nil
 	}
-	e.id, e.us = s.id, s.us
-	for _, k := range e.l.order {
-		// A column never met needs nothing where it is absent: its
-		// prediction is absent or 0 too, except for mTTFB.
-		m := &e.l.models[k]
-		if m.kind == mSymbol && (s.again[m.field] || e.sp[m.field].hi == 0 && e.was[m.field].hi == 0) && (m.ctx < 0 || !e.moved[m.ctx]) {
-			e.moved[k] = false
-			continue // as in the row before, in the same context
-		}
-		if e.sp[m.field].hi != 0 || e.seen[k] || m.kind == mTTFB {
-			e.value(k, m, frame)
-		}
-	}
-	e.rows++
-	e.last = append(e.last[:0], frame...)
-	e.sp, e.was = e.was, e.sp
+	e.row(&s)
 	return nil
 }
 
-// value codes one value of the row.
-func (e *ColumnEncoder) value(k int, m *model, frame []byte) {
+// keep takes a frame as it is.
+func (e *ColumnEncoder) keep(frame []byte) {
+	e.kept++
+	e.verbatim = binary.AppendUvarint(e.verbatim, uint64(e.frames-1-e.lastKept))
+	e.verbatim = binary.AppendUvarint(e.verbatim, uint64(len(frame)))
+	e.verbatim = append(e.verbatim, frame...)
+	e.lastKept = e.frames - 1
+}
+
+// row codes a frame that was scanned value by value.
+func (e *ColumnEncoder) row(s *scanner) {
+	e.id, e.us = s.id, s.us
+	e.always = set{}
+	for i, k := range e.l.order {
+		m := &e.l.models[k]
+		here := e.sp[m.field].hi != 0
+		if here {
+			e.seen.add(i)
+		}
+		// A column never met needs nothing where it is absent: its
+		// prediction is absent or 0 too, except for mTTFB.
+		known := e.seen.has(i)
+		switch m.kind {
+		case mSymbol:
+			same := s.again[m.field] && !e.like.differ[m.field] || !here && e.was[m.field].hi == 0
+			if known && (!same || m.ctx >= 0 && e.moved[m.ctx]) {
+				e.moved[k] = e.symbol(k, m, s.b[e.sp[m.field].lo:e.sp[m.field].hi])
+			} else {
+				e.moved[k] = false // as in the row before, in the same context
+			}
+			continue
+		case mLast:
+		case mPlain:
+			if here {
+				e.always.add(i)
+			}
+		case mTTFB:
+			known = true
+			e.always.add(i)
+		default:
+			if known {
+				e.always.add(i)
+			}
+		}
+		if known {
+			e.num[k] = e.parsed(m, s.b)
+			e.number(k, m)
+		}
+	}
+	e.rows++
+	e.like.begin(e.l, s.b, e.sp, s.id, s.us)
+	e.sp, e.was = e.was, e.sp
+}
+
+// parsed gives the number that was scanned.
+func (e *ColumnEncoder) parsed(m *model, frame []byte) int64 {
 	sp := e.sp[m.field]
-	raw := frame[sp.lo:sp.hi]
-	e.seen[k] = true
-	switch m.kind {
-	case mSymbol:
-		was := e.predict.sym[k]
-		e.symbol(k, m, raw)
-		e.moved[k] = e.predict.sym[k] != was
-		return
-	case mID:
+	switch e.l.tab[m.field].typ {
+	case tID:
+		return 0
+	case tTime:
+		return e.us
+	case tBool:
+		return int64(min(sp.hi-sp.lo, 1))
+	}
+	return number(frame[sp.lo:sp.hi])
+}
+
+// alike codes a frame that has the values that the last row has, present and
+// absent. It reports false if the frame has others, or is none.
+func (e *ColumnEncoder) alike(frame []byte) bool {
+	s := scanner{b: frame}
+	k := &e.like
+	e.todo, e.fresh = e.always, set{}
+	from := int32(0)
+	for n := 0; ; n++ {
+		if !k.gap(&s, from, n) {
+			return false
+		}
+		if n == len(k.loose) {
+			break
+		}
+		v := &k.values[k.loose[n]]
+		from = v.hi
+		if !e.looseValue(&s, v) {
+			return false
+		}
+	}
+	e.id, e.us = s.id, s.us
+	e.num[e.l.time] = s.us
+	for w := range e.todo {
+		for e.todo[w] != 0 {
+			i := e.todo.take(w)
+			e.again(e.l.order[i], e.fresh.has(i), frame)
+		}
+	}
+	e.rows++
+	return true
+}
+
+// again codes a value of a frame that is alike.
+func (e *ColumnEncoder) again(k int, fresh bool, frame []byte) {
+	m := &e.l.models[k]
+	moved := false
+	switch {
+	case m.kind != mSymbol:
+		e.number(k, m)
+	case fresh:
+		sp := e.sp[m.field]
+		moved = e.symbol(k, m, frame[sp.lo:sp.hi])
+	default: // the same text in another context
+		last, sym := cell(&e.predict.syms[k], e.predict.context(m)), e.predict.sym[k]
+		if sym != *last {
+			e.cols[k].planes.set(e.rows, symbolCode(sym))
+			*last = sym
+		}
+	}
+	if moved {
+		e.todo.addBoth(&e.l.heirs[k], &e.seen)
+	}
+}
+
+// looseValue scans a value that may differ from the last row's and notes it if
+// it does.
+func (e *ColumnEncoder) looseValue(s *scanner, v *refValue) bool {
+	lo, i := s.pos, e.l.place[v.model]
+	switch {
+	case v.text:
+		// Text tells its own end, a status does not.
+		was := e.cols[v.model].entry(e.predict.sym[v.model] - 1)
+		if v.typ != tSmall && len(s.b)-lo >= len(was) && string(s.b[lo:lo+len(was)]) == string(was) {
+			s.pos += len(was)
+			return true
+		}
+		if !s.value(v.typ) {
+			return false
+		}
+		e.sp[v.row] = span{int32(lo), int32(s.pos)}
+		e.fresh.add(i)
+	case v.typ == tInt || v.typ == tSmall:
+		n, ok := s.integer()
+		if !ok || n == 0 || v.typ == tSmall && int64(int(n)) != n {
+			return false
+		}
+		e.num[v.model] = n
+	default:
+		return s.value(v.typ)
+	}
+	e.todo.add(i)
+	return true
+}
+
+// number codes a number, or the id.
+func (e *ColumnEncoder) number(k int, m *model) {
+	if m.kind == mID {
 		e.ids.add(e.rows, e.id, e.predict.val[e.l.time])
 		return
 	}
-	var v int64
-	switch e.l.tab[m.field].typ {
-	case tTime:
-		v = e.us
-	case tBool:
-		v = int64(min(len(raw), 1))
-	default:
-		v = number(raw)
-	}
+	v := e.num[k]
 	e.cols[k].planes.set(e.rows, zigzag(v-e.predict.guess(e.l, k)))
 	e.predict.learn(e.l, k, v)
 }
 
-// symbol codes text.
-func (e *ColumnEncoder) symbol(k int, m *model, raw []byte) {
+// symbol codes text and tells whether it is another one than in the row before.
+func (e *ColumnEncoder) symbol(k int, m *model, raw []byte) (moved bool) {
 	c := &e.cols[k]
 	last := cell(&e.predict.syms[k], e.predict.context(m))
+	was := e.predict.sym[k]
 	var sym uint32
-	code := uint64(1)
 	if len(raw) > 0 {
 		if *last != 0 && bytes.Equal(c.entry(*last-1), raw) {
 			e.predict.sym[k] = *last
-			return
+			return *last != was
 		}
 		n, known := c.dict[string(raw)]
-		code = uint64(n) + 3
 		if !known {
-			n, code = c.add(raw), 2
+			*last = c.add(raw) + 1
+			c.planes.set(e.rows, 2)
+			e.predict.sym[k] = *last
+			return true
 		}
 		sym = n + 1
 	}
 	if sym != *last {
-		c.planes.set(e.rows, code)
+		c.planes.set(e.rows, symbolCode(sym))
 	}
 	*last = sym
 	e.predict.sym[k] = sym
+	return sym != was
+}
+
+// symbolCode is the code of a symbol that was met before, or of none.
+func symbolCode(sym uint32) uint64 {
+	if sym == 0 {
+		return 1
+	}
+	return uint64(sym) + 2
 }
 
 // Columns gives the columns of the frames so far; the encoder is not used

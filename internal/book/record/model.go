@@ -1,5 +1,7 @@
 package record
 
+import "math/bits"
+
 // modelKind says how a column is stored and predicted.
 type modelKind uint8
 
@@ -27,6 +29,8 @@ type layout struct {
 	models []model
 	byRow  []int // row of the table -> model, -1 for none
 	order  []int // models, each after those that predict it
+	place  []int // of each model in order
+	heirs  []set // by model: the places of those whose context it is
 	time, dur, age, upstream,
 	id int // models that predictions read
 }
@@ -144,9 +148,39 @@ func newLayout(tab []field, specs map[string]modelSpec) layout {
 		deps = append(deps, d)
 	}
 	l.order = sortModels(deps)
+	l.place, l.heirs = make([]int, len(l.models)), make([]set, len(l.models))
+	for i, k := range l.order {
+		l.place[k] = i
+		if ctx := l.models[k].ctx; ctx >= 0 {
+			l.heirs[ctx].add(i)
+		}
+	}
 	l.id, l.time, l.dur = byPath["id"], byPath["time"], byPath["dur_us"]
 	l.age, l.upstream = byPath["authn.age_s"], byPath["upstream.name"]
 	return l
+}
+
+// set is a set of places in layout.order, to be gone through in order: what a
+// place adds comes after it.
+type set [2]uint64
+
+func (s *set) add(i int) { s[i>>6] |= 1 << (i & 63) }
+
+func (s *set) has(i int) bool { return s[i>>6]>>(i&63)&1 != 0 }
+
+func (s *set) remove(i int) { s[i>>6] &^= 1 << (i & 63) }
+
+// take removes the first place of word w, which has one.
+func (s *set) take(w int) int {
+	b := bits.TrailingZeros64(s[w])
+	s[w] &= s[w] - 1
+	return w<<6 | b
+}
+
+// addBoth adds the places that are in both a and b.
+func (s *set) addBoth(a, b *set) {
+	s[0] |= a[0] & b[0]
+	s[1] |= a[1] & b[1]
 }
 
 // sortModels orders models so that each comes after those it needs.
