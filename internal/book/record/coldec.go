@@ -42,22 +42,29 @@ type ColumnDecoder struct {
 	kept     colReader
 	predict  predictor
 	cols     []colView
-	decode   []int // models that can hold a value, in order
 	join     []int // rows of the table that can be written
 	ids      idDecoder
 	id       rowID // of the row that was decoded last
 
 	// Rows differ from the one before in few places.
-	moved []bool // by model: its symbol is another one than in the row before
-	dirty []bool // by model: it changed since the row that was joined last
-	shape bool   // a value came or went since then
-	last  []byte // the frame of that row; empty before there is one
-	at    []int  // where each row of join begins in it, and where its end does
+	always set  // must be decoded in each row
+	busy   set  // those that still have something in their columns
+	live   set  // those that can hold a value at all
+	dirty  set  // those that changed since the row that was joined last
+	shape  bool // a value came or went since then
+
+	// A frame with the values, present and absent, of the row that was joined
+	// last, and what differs from it now and then.
+	ref    []byte // empty before there is one
+	at     []int  // where each row of join begins in it, and where its end does
+	loose  []int  // of join: the rows that differ, in order
+	differ set    // values that differ
 }
 
 // colView is a column that is being read.
 type colView struct {
 	planes planes
+	rows   int // behind the last one that has more than 0 in planes
 	ends   []uint32
 	text   []byte // entries, each as `,"key":value`
 	fresh  uint32 // entries of the dictionary met so far
@@ -103,7 +110,7 @@ func NewColumnDecoder(cols [][]byte, n int) (*ColumnDecoder, error) {
 		return nil, fmt.Errorf("record: columns of %d frames: want 0 to %d", n, MaxRows)
 	}
 	l := &layoutV1
-	d := &ColumnDecoder{l: l, n: n, predict: newPredictor(l), cols: make([]colView, len(l.models)), moved: make([]bool, len(l.models)), dirty: make([]bool, len(l.models))}
+	d := &ColumnDecoder{l: l, n: n, predict: newPredictor(l), cols: make([]colView, len(l.models))}
 	if err := d.header(cols[colHeader]); err != nil {
 		return nil, err
 	}
@@ -181,6 +188,9 @@ func (d *ColumnDecoder) openColumn(k int, b []byte, rows int) error {
 	}
 	c := &d.cols[k]
 	c.planes = r.planes(rows)
+	for _, p := range c.planes.p {
+		c.rows = max(c.rows, len(p))
+	}
 	if d.l.models[k].kind == mSymbol {
 		n := r.uvarint()
 		if n > uint64(len(r.b)) {
@@ -221,17 +231,23 @@ func (c *colView) dictionary(r *colReader, n uint64, lit string) bool {
 
 // plan finds out which models and rows of the table can hold a value at all.
 func (d *ColumnDecoder) plan(cols [][]byte) {
-	live := make([]bool, len(d.l.models))
-	for _, k := range d.l.order {
+	for i, k := range d.l.order {
 		kind := d.l.models[k].kind
-		live[k] = len(cols[colFirst+k]) > 0 || kind == mTime || kind == mID ||
-			kind == mTTFB && live[d.l.upstream]
-		if live[k] {
-			d.decode = append(d.decode, k)
+		here := len(cols[colFirst+k]) > 0 || kind == mTime || kind == mID ||
+			kind == mTTFB && d.live.has(d.l.place[d.l.upstream])
+		if !here {
+			continue
+		}
+		d.live.add(i)
+		switch kind {
+		case mSymbol, mLast, mPlain:
+			d.busy.add(i)
+		default:
+			d.always.add(i)
 		}
 	}
 	for i := range d.l.tab {
-		if k := d.l.byRow[i]; k < 0 || live[k] {
+		if k := d.l.byRow[i]; k < 0 || d.live.has(d.l.place[k]) {
 			d.join = append(d.join, i)
 		}
 	}
@@ -292,83 +308,110 @@ func (d *ColumnDecoder) nextRow(dst []byte) ([]byte, error) {
 	return d.joinRow(dst), nil
 }
 
-// decodeRow decodes the values of the next row.
+// decodeRow decodes the values of the next row. Those whose columns hold no more
+// and whose context is that of the row before are as they were.
 func (d *ColumnDecoder) decodeRow() error {
-	for _, k := range d.decode {
-		m := &d.l.models[k]
-		c := &d.cols[k]
-		switch m.kind {
-		case mSymbol:
-			code := c.planes.get(d.row)
-			if code == 0 && (m.ctx < 0 || !d.moved[m.ctx]) {
-				d.moved[k] = false
-				continue // as in the row before, in the same context
-			}
-			was := d.predict.sym[k]
-			if !d.symbol(k, m, c, code) {
+	todo := d.always
+	todo.addBoth(&d.busy, &d.live)
+	for w := range todo {
+		for todo[w] != 0 {
+			i := todo.take(w)
+			moved, ok := d.decode(i, d.l.order[i])
+			if !ok {
 				return errColumn
 			}
-			now := d.predict.sym[k]
-			d.moved[k] = now != was
-			d.touch(k, now != was, was == 0 || now == 0)
-		case mID:
-			var ok bool
-			if d.id, ok = d.ids.next(d.row, d.predict.val[d.l.time]); !ok {
-				return errColumn
+			if moved {
+				todo.addBoth(&d.l.heirs[d.l.order[i]], &d.live)
 			}
-			d.dirty[k] = true
-		default:
-			was := d.predict.val[k]
-			v := d.predict.guess(d.l, k) + unzigzag(c.planes.get(d.row))
-			d.predict.learn(d.l, k, v)
-			d.touch(k, v != was, (was == 0 || v == 0) && m.kind != mTime)
 		}
 	}
 	d.row++
 	return nil
 }
 
-// touch notes that a model has another value than in the row before.
-func (d *ColumnDecoder) touch(k int, changed, cameOrWent bool) {
-	if changed {
-		d.dirty[k] = true
-		d.shape = d.shape || cameOrWent
+// decode decodes the value of model k, at place i, and tells whether it is text that is
+// another one than in the row before.
+func (d *ColumnDecoder) decode(i, k int) (moved, ok bool) {
+	m := &d.l.models[k]
+	c := &d.cols[k]
+	switch m.kind {
+	case mSymbol:
+		was := d.predict.sym[k]
+		if !d.symbol(k, m, c, c.planes.get(d.row)) {
+			return false, false
+		}
+		now := d.predict.sym[k]
+		if moved = now != was; moved {
+			d.touch(i, was == 0 || now == 0)
+		}
+	case mID:
+		if d.id, ok = d.ids.next(d.row, d.predict.val[d.l.time]); !ok {
+			return false, false
+		}
+		d.touch(i, false)
+		return false, true
+	default:
+		was := d.predict.val[k]
+		v := d.predict.guess(d.l, k) + unzigzag(c.planes.get(d.row))
+		d.predict.learn(d.l, k, v)
+		if v != was {
+			d.touch(i, (was == 0 || v == 0) && m.kind != mTime)
+		}
+		if m.kind == mPlain && v != 0 {
+			return false, true // the next one is another one, or 0
+		}
 	}
+	if d.row >= c.rows {
+		d.busy.remove(i)
+	}
+	return moved, true
+}
+
+// touch notes that the model at place i has another value than in the row before.
+func (d *ColumnDecoder) touch(i int, cameOrWent bool) {
+	d.dirty.add(i)
+	d.shape = d.shape || cameOrWent
 }
 
 // joinRow appends the row that was decoded last as a frame.
 func (d *ColumnDecoder) joinRow(dst []byte) []byte {
-	start := len(dst)
-	if d.shape || len(d.last) == 0 {
-		dst = d.joinAnew(dst)
-	} else {
-		dst = d.joinLike(dst)
+	if !d.differ.holds(&d.dirty) {
+		d.differ.addBoth(&d.dirty, &d.live)
+		d.loosen()
 	}
-	d.last = append(d.last[:0], dst[start:]...)
-	clear(d.dirty)
+	d.dirty = set{}
+	if !d.shape && len(d.ref) > 0 {
+		return d.joinLike(dst)
+	}
+	start := len(dst)
+	dst = d.joinAnew(dst)
+	d.ref = append(d.ref[:0], dst[start:]...)
 	d.shape = false
+	d.loosen()
 	return dst
 }
 
-// joinLike is joinAnew for a row that has the values that the last frame has:
-// what lies between those that changed is copied from it.
-func (d *ColumnDecoder) joinLike(dst []byte) []byte {
-	start, copied, grown := len(dst), 0, 0
+// loosen finds the rows to be written one by one.
+func (d *ColumnDecoder) loosen() {
+	d.loose = d.loose[:0]
 	for n, i := range d.join {
-		at := d.at[n]
-		d.at[n] = at + grown
-		k := d.l.byRow[i]
-		if k < 0 || !d.dirty[k] {
-			continue
+		if k := d.l.byRow[i]; k >= 0 && d.differ.has(d.l.place[k]) && d.at[n] < d.at[n+1] {
+			d.loose = append(d.loose, n)
 		}
-		j := joiner{dst: append(dst, d.last[copied:at]...)}
-		d.write(&j, &d.l.tab[i], k)
-		dst = j.dst
-		copied = d.at[n+1]
-		grown = len(dst) - start - copied
 	}
-	d.at[len(d.join)] += grown
-	return append(dst, d.last[copied:]...)
+}
+
+// joinLike is joinAnew for a row that has the values that ref has: what lies
+// between those that differ now and then is copied from it.
+func (d *ColumnDecoder) joinLike(dst []byte) []byte {
+	j, from := joiner{dst: dst}, 0
+	for _, n := range d.loose {
+		i := d.join[n]
+		j.dst = append(j.dst, d.ref[from:d.at[n]]...)
+		d.write(&j, &d.l.tab[i], d.l.byRow[i])
+		from = d.at[n+1]
+	}
+	return append(j.dst, d.ref[from:]...)
 }
 
 // joinAnew puts a frame together value by value.
