@@ -123,7 +123,7 @@ func (c walCipher) seal(buf []byte, seq, synced uint64, prev *[tagSize]byte) ([]
 	if _, err := rand.Read(nonce); err != nil {
 		return nil, err
 	}
-	var ad [20 + tagSize]byte
+	var ad associatedData
 	return c.aead.Seal(buf[:batchHead], nonce, buf[batchHead:], associated(ad[:], length, seq, synced, prev)), nil
 }
 
@@ -149,6 +149,15 @@ var errBatch = errors.New("batch does not decrypt under its key at its place")
 
 // open decrypts a whole batch; the items are appended to dst.
 func (c walCipher) open(dst, batch []byte, prev *[tagSize]byte) ([]byte, error) {
+	return c.openWith(new(associatedData), dst, batch, prev)
+}
+
+// associatedData is room for what associated makes. Who opens many batches keeps
+// it, or each of them would take memory of its own.
+type associatedData [20 + tagSize]byte
+
+// openWith is open in the memory of ad.
+func (c walCipher) openWith(ad *associatedData, dst, batch []byte, prev *[tagSize]byte) ([]byte, error) {
 	if len(batch) < batchHead+tagSize {
 		return nil, errBatch
 	}
@@ -156,7 +165,6 @@ func (c walCipher) open(dst, batch []byte, prev *[tagSize]byte) ([]byte, error) 
 	if int64(len(batch)) != batchHead+int64(info.length) {
 		return nil, errBatch
 	}
-	var ad [20 + tagSize]byte
 	out, err := c.aead.Open(dst, batch[20:batchHead], batch[batchHead:], associated(ad[:], info.length, info.seq, info.synced, prev))
 	if err != nil {
 		return nil, errBatch
@@ -237,19 +245,26 @@ var errItem = errors.New("batch holds an item that is not well-formed")
 
 // nextItem decodes the first item of b and returns what follows it.
 func nextItem(b []byte) (it item, rest []byte, err error) {
+	rest, err = it.next(b)
+	return it, rest, err
+}
+
+// next decodes the first item of b into it and returns what follows.
+func (it *item) next(b []byte) (rest []byte, err error) {
+	*it = item{}
 	if len(b) < itemHead {
-		return it, nil, errItem
+		return nil, errItem
 	}
 	n := binary.BigEndian.Uint32(b[1:])
 	if uint64(n) > uint64(len(b)-itemHead) {
-		return it, nil, errItem
+		return nil, errItem
 	}
 	it.typ = b[0]
 	body := b[itemHead : itemHead+int(n)]
 	if !it.decode(body) {
-		return it, nil, errItem
+		return nil, errItem
 	}
-	return it, b[itemHead+int(n):], nil
+	return b[itemHead+int(n):], nil
 }
 
 func (it *item) decode(b []byte) bool {

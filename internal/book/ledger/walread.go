@@ -163,6 +163,7 @@ func (w *walFile) replay(r replayer) (tail walTail, err error) {
 	}
 	read := walWindow{f: w.f, size: size}
 	var items []byte
+	var ad associatedData
 	prev := w.lastTag
 	for {
 		tail = walTail{off: w.end, seq: w.seq + 1, size: size}
@@ -183,7 +184,7 @@ func (w *walFile) replay(r replayer) (tail walTail, err error) {
 		if err != nil {
 			return tail, err
 		}
-		items, err = w.cipher.open(items[:0], raw, &prev)
+		items, err = w.cipher.openWith(&ad, items[:0], raw, &prev)
 		if err != nil {
 			break
 		}
@@ -237,6 +238,8 @@ func (w *walFile) again(yield func(), fn func(*item) error) error {
 	}
 	prev, off, n, work := firstTag(head), w.hdrSize, 0, 0
 	var items []byte
+	var ad associatedData
+	var it item // both for all batches: they would be made anew for each
 	for seq := uint64(1); off < w.end; seq++ {
 		if head, err = read.at(off, batchHead); err != nil {
 			return err
@@ -250,15 +253,14 @@ func (w *walFile) again(yield func(), fn func(*item) error) error {
 		if err != nil {
 			return err
 		}
-		if items, err = w.cipher.open(items[:0], raw, &prev); err != nil {
+		if items, err = w.cipher.openWith(&ad, items[:0], raw, &prev); err != nil {
 			return w.differs(n)
 		}
 		copy(prev[:], raw[len(raw)-tagSize:])
 		off = info.end()
 		for rest := items; len(rest) > 0; {
-			var it item
 			before := len(rest)
-			if it, rest, err = nextItem(rest); err != nil {
+			if rest, err = it.next(rest); err != nil {
 				return w.differs(n)
 			}
 			if work += before - len(rest); work > workPiece {
@@ -294,8 +296,9 @@ func (w *walFile) differs(n int) error {
 func (w *walFile) take(info batchInfo, items []byte, r replayer) error {
 	b := walBatch{batchInfo: info, first: w.next()}
 	w.at = info
+	var it item
 	for len(items) > 0 {
-		it, rest, err := nextItem(items)
+		rest, err := it.next(items)
 		if err != nil {
 			return &Damage{Kind: Edited, File: w.name, First: b.first, Last: b.first, Detail: err.Error()}
 		}
