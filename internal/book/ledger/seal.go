@@ -252,7 +252,6 @@ func (l *Ledger) compare(in *segmentInput, back *segmentFile, yield func()) erro
 	l.unpack.yield = yield
 	var scratch []byte
 	work := 0
-	keys := map[[16]byte]*[32]byte{}
 	return back.each(&in.key, l.opt.Codec, l.opt.Keys, l.unpack, func(s *Sealed) error {
 		if work += len(s.Frame) + len(s.Personal); work > workPiece {
 			work = 0
@@ -268,17 +267,8 @@ func (l *Ledger) compare(in *segmentInput, back *segmentFile, yield func()) erro
 		if s.PersonalErr != nil {
 			return s.PersonalErr
 		}
-		key := keys[s.Subject]
-		if key == nil {
-			k, err := l.opt.Keys.SubjectKey(s.Subject)
-			if err != nil {
-				return err
-			}
-			key = &k
-			keys[s.Subject] = key
-		}
 		var c [32]byte
-		c, scratch = commitRecord(key, l.opt.Origin, s.Index, s.Frame, s.Personal, scratch)
+		c, scratch = commitRecord(s.key, l.opt.Origin, s.Index, s.Frame, s.Personal, scratch)
 		if want.typ != entryRecord || c != want.hash {
 			return fmt.Errorf("record %d comes back with another commitment", s.Index)
 		}

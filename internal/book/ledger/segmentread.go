@@ -298,6 +298,8 @@ type Sealed struct {
 	Personal []byte
 	// PersonalErr says why Personal could not be opened; Frame is good.
 	PersonalErr error
+
+	key *[32]byte // of Subject; nil if it is not at hand
 }
 
 // each opens the whole segment and hands out every leaf in order; what is handed
@@ -340,7 +342,8 @@ type handing struct {
 	d    *directory
 	rest [][]byte // by block: the personal parts to come
 	errs []error  // by block: why there are none
-	i, r int      // entries and records handed out
+	keys [][32]byte
+	i, r int // entries and records handed out
 	out  Sealed
 }
 
@@ -349,7 +352,7 @@ func (s *segmentFile) handing(key *[32]byte, keys Keys, u *unpacker) (*handing, 
 	if err != nil {
 		return nil, err
 	}
-	h := &handing{s: s, d: d, rest: make([][]byte, len(d.blocks)), errs: make([]error, len(d.blocks))}
+	h := &handing{s: s, d: d, rest: make([][]byte, len(d.blocks)), errs: make([]error, len(d.blocks)), keys: make([][32]byte, len(d.blocks))}
 	counts := make([]int, len(d.blocks))
 	for _, o := range d.owners {
 		counts[o]++
@@ -363,6 +366,7 @@ func (s *segmentFile) handing(key *[32]byte, keys Keys, u *unpacker) (*handing, 
 			h.errs[n] = &KeyError{What: fmt.Sprintf("subject %x", id), Err: err}
 			continue
 		}
+		h.keys[n] = k
 		if h.rest[n], err = s.personal(d, n, &k, u); err == nil && countParts(h.rest[n]) != counts[n] {
 			err = errSegment
 		}
@@ -388,6 +392,7 @@ func (h *handing) record(frame []byte, fn func(*Sealed) error) error {
 	o := h.d.owners[h.r]
 	h.out = Sealed{Index: h.s.first() + uint64(h.i), Subject: h.d.subjects[o], PersonalErr: h.errs[o], Frame: frame}
 	if h.errs[o] == nil {
+		h.out.key = &h.keys[o]
 		h.out.Personal, h.rest[o], _ = nextPart(h.rest[o])
 	}
 	h.i++

@@ -308,7 +308,10 @@ func (r *verification) manifests() {
 // record checks the content of one record against its commitment.
 func (r *verification) record(file string, s *Sealed, want [32]byte) {
 	r.rep.Records++
-	key := r.subject[s.Subject]
+	key := s.key
+	if key == nil {
+		key = r.subject[s.Subject]
+	}
 	if key == nil {
 		k, err := r.Keys.SubjectKey(s.Subject)
 		if err != nil {
