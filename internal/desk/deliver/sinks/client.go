@@ -13,9 +13,7 @@ import (
 	"net/http/cookiejar"
 	"net/http/httptrace"
 	"net/url"
-	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
@@ -73,7 +71,7 @@ type Client struct {
 	base    *url.URL
 	http    *http.Client
 	timeout time.Duration
-	zip     *zipper // nil: bodies go as they are
+	bodies  composer
 }
 
 // NewClient checks the settings.
@@ -86,7 +84,7 @@ func NewClient(s Settings) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{base: base, timeout: s.Timeout, zip: newZipper(s)}
+	c := &Client{base: base, timeout: s.Timeout, bodies: composer{gzip: s.Gzip, pace: s.Pace}}
 	if c.timeout == 0 {
 		c.timeout = defaultTimeout
 	}
@@ -136,9 +134,19 @@ type Unsent struct{ Err error }
 func (u *Unsent) Error() string { return u.Err.Error() }
 func (u *Unsent) Unwrap() error { return u.Err }
 
+// compose makes a body of parts as composer.body does, and says in the header
+// how it is compressed.
+func (c *Client) compose(header http.Header, n, size int, part func(dst []byte, i int) []byte) (body []byte, raw int) {
+	if c.bodies.gzip {
+		header.Set("Content-Encoding", "gzip")
+	}
+	return c.bodies.body(n, size, part)
+}
+
 // Do sends one request to the URL of the settings with path put behind it, and
 // reads the answer. A query of path is added to that of the URL; an empty path
-// leaves the URL as it is. Errors: *Unsent, or anything else when the request may
+// leaves the URL as it is. A body that says that it is compressed goes as it is.
+// Errors: *Unsent, or anything else when the request may
 // have arrived. If the head of an answer came and its body broke, both an answer
 // and an error are returned.
 func (c *Client) Do(ctx context.Context, method, path string, header http.Header, body []byte) (*Answer, error) {
@@ -150,8 +158,8 @@ func (c *Client) Do(ctx context.Context, method, path string, header http.Header
 	}
 	header.Set("Accept-Encoding", "identity")
 	header.Set("User-Agent", "gatebook")
-	if c.zip != nil && len(body) > 0 {
-		body = c.zip.pack(body)
+	if c.bodies.gzip && len(body) > 0 && header.Get("Content-Encoding") == "" {
+		body, _ = c.bodies.body(1, len(body), func(dst []byte, _ int) []byte { return append(dst, body...) })
 		header.Set("Content-Encoding", "gzip")
 	}
 	a, reused, err := c.once(ctx, method, path, header, body)
@@ -231,40 +239,4 @@ func readReply(resp *http.Response) (b []byte, cut bool, err error) {
 		return b[:maxReply], true, nil
 	}
 	return b, false, err
-}
-
-// zipper compresses bodies. It is safe for concurrent use.
-type zipper struct {
-	writers sync.Pool
-	pace    *pace.Group
-}
-
-// newZipper returns nil if bodies are not compressed.
-func newZipper(s Settings) *zipper {
-	if !s.Gzip {
-		return nil
-	}
-	return &zipper{pace: s.Pace}
-}
-
-// zipPiece is how much is compressed at a time beside the traffic.
-const zipPiece = 8 << 10
-
-// pack is deterministic: no name, no time, one level.
-func (z *zipper) pack(b []byte) []byte {
-	out := bytes.NewBuffer(make([]byte, 0, len(b)/4+64))
-	w, ok := z.writers.Get().(*gzip.Writer)
-	if !ok {
-		w, _ = gzip.NewWriterLevel(nil, gzip.BestSpeed) // the level is a good one
-	}
-	defer z.writers.Put(w)
-	w.Reset(out)
-	slice := z.pace.New(time.Now)
-	defer slice.Close()
-	for piece := range slices.Chunk(b, zipPiece) {
-		_, _ = w.Write(piece) // a Buffer takes everything
-		slice.Yield()
-	}
-	_ = w.Close()
-	return out.Bytes()
 }

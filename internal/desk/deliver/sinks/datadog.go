@@ -156,12 +156,13 @@ func (d *Datadog) Renew() (bool, error) { return d.key.Renew() }
 
 // Send implements deliver.Sink.
 func (d *Datadog) Send(ctx context.Context, b *deliver.Batch) deliver.Result {
-	body, bad := d.encode(b)
+	key := d.key.Get()
+	header := http.Header{"Content-Type": {"application/json"}, "Dd-Api-Key": {key}}
+	body, bad := d.encode(b, header)
 	if bad != nil {
 		return *bad
 	}
-	key := d.key.Get()
-	a, err := d.intake.Do(ctx, http.MethodPost, "/api/v2/logs", http.Header{"Content-Type": {"application/json"}, "Dd-Api-Key": {key}}, body)
+	a, err := d.intake.Do(ctx, http.MethodPost, "/api/v2/logs", header, body)
 	if a == nil {
 		return failed(err, key)
 	}
@@ -187,28 +188,34 @@ func (d *Datadog) classify(a *Answer, key string) deliver.Result {
 
 // encode makes the array. Anything that Datadog would cut off in silence is
 // refused here, whatever was asked of the caller.
-func (d *Datadog) encode(b *deliver.Batch) ([]byte, *deliver.Result) {
+func (d *Datadog) encode(b *deliver.Batch, header http.Header) (body []byte, bad *deliver.Result) {
 	size := 2
 	for i := range b.Items {
 		size += len(b.Items[i].Body) + d.overhead() + 1
 	}
-	out := append(make([]byte, 0, size), '[')
 	now := d.now()
-	for i := range b.Items {
-		it, start := &b.Items[i], len(out)
-		out = append(d.entry(out, it, now), ',')
-		if len(out)-start > datadogEntry {
-			return nil, &deliver.Result{Class: deliver.Split, Cause: "too_large", Detail: fmt.Sprintf("not sent: Datadog would cut record %d off at 1 MB", it.Index)}
+	body, raw := d.intake.compose(header, len(b.Items), size, func(dst []byte, i int) []byte {
+		it, first := &b.Items[i], byte(',')
+		if bad != nil {
+			return dst
 		}
+		if i == 0 {
+			first = '['
+		}
+		start := len(dst)
+		dst = d.entry(append(dst, first), it, now)
+		if len(dst)-start > datadogEntry {
+			bad = &deliver.Result{Class: deliver.Split, Cause: "too_large", Detail: fmt.Sprintf("not sent: Datadog would cut record %d off at 1 MB", it.Index)}
+		}
+		if i == len(b.Items)-1 {
+			dst = append(dst, ']')
+		}
+		return dst
+	})
+	if bad == nil && (raw > datadogMost || len(b.Items) > datadogItems) {
+		bad = &deliver.Result{Class: deliver.Split, Cause: "too_large", Detail: "not sent: more than Datadog takes in one request"}
 	}
-	if len(b.Items) == 0 {
-		out = append(out, ',')
-	}
-	out[len(out)-1] = ']'
-	if len(out) > datadogMost || len(b.Items) > datadogItems {
-		return nil, &deliver.Result{Class: deliver.Split, Cause: "too_large", Detail: "not sent: more than Datadog takes in one request"}
-	}
-	return out, nil
+	return body, bad
 }
 
 // entry appends one log. A late one has no date of its own: Datadog then dates it

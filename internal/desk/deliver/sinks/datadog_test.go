@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -70,6 +71,7 @@ func TestDatadogGolden(t *testing.T) {
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	_, _, sink := datadogWorld(t, func(c *DatadogConfig) {
 		c.Now = func() time.Time { return now }
+		c.Intake.Gzip = false
 		c.Source, c.Service, c.Tags = "gatebook", `orders "eu"`, []string{"env:prod", "team:<a>"}
 	})
 	items := []deliver.Item{
@@ -78,7 +80,7 @@ func TestDatadogGolden(t *testing.T) {
 		{Index: 9, ID: "00112233445566ff-9", Time: now.Add(-17 * time.Hour), Kind: "alert", Body: []byte(`{}`)},
 		{Index: 10, ID: "00112233445566ff-10", Time: now, Kind: "handshake", Body: []byte(`{}`), Late: true},
 	}
-	got, bad := sink.(*datadogFinder).encode(&deliver.Batch{Items: items})
+	got, bad := sink.(*datadogFinder).encode(&deliver.Batch{Items: items}, http.Header{})
 	if bad != nil {
 		t.Fatal(bad)
 	}

@@ -183,14 +183,14 @@ func (e *Elastic) Send(ctx context.Context, b *deliver.Batch) deliver.Result {
 	if !bytes.HasPrefix(b.Items[0].Body, []byte(timestampFirst)) {
 		return deliver.Result{Class: deliver.Pause, Cause: "projection", Detail: "a data stream takes only documents with @timestamp: use the projection ecs"}
 	}
-	body, ok := bulkBody(b.Items)
+	body, raw, ok := e.bulkBody(header, b.Items)
 	if !ok {
 		return deliver.Result{Class: deliver.Poison, Cause: "line_break", Detail: "a record is empty or longer than a line"}
 	}
 	a, err := e.client.Do(ctx, http.MethodPost, "/"+e.set.Stream+"/_bulk?filter_path="+bulkFilter, header, body)
 	if err != nil && (a == nil || a.Status == http.StatusOK) {
 		r := failed(err, secret)
-		if r.Class == deliver.Retry && r.Ambiguous && b.Attempt >= 3 && len(b.Items) > 1 && len(body) > smallBody {
+		if r.Class == deliver.Retry && r.Ambiguous && b.Attempt >= 3 && len(b.Items) > 1 && raw > smallBody {
 			// What finds a request too long may close the connection in its middle, so
 			// that its 413 is lost.
 			r.Class = deliver.Split
@@ -223,23 +223,29 @@ func (e *Elastic) show(auth ElasticAuth, secret, contentType string) (http.Heade
 }
 
 // bulkBody is the lines of a bulk request: for each record an action and the
-// record, and a line end behind the last. It is not ok if a record is not one
-// line, because what follows a line break would be read as an action.
-func bulkBody(items []deliver.Item) (body []byte, ok bool) {
+// record, and a line end behind the last. raw is its length before compression. It
+// is not ok if a record is not one line, because what follows a line break would be
+// read as an action.
+func (e *Elastic) bulkBody(header http.Header, items []deliver.Item) (body []byte, raw int, ok bool) {
 	size := 0
 	for i := range items {
 		size += len(items[i].Body) + elasticOverhead
 	}
-	body = make([]byte, 0, size)
-	for i := range items {
-		if len(items[i].Body) == 0 || bytes.IndexByte(items[i].Body, '\n') >= 0 || bytes.IndexByte(items[i].Body, '\r') >= 0 || strings.ContainsAny(items[i].ID, "\"\\\r\n") {
-			return nil, false
+	ok = true
+	body, raw = e.client.compose(header, len(items), size, func(dst []byte, i int) []byte {
+		it := &items[i]
+		if ok = ok && oneLine(it); !ok {
+			return dst
 		}
-		body = append(body, `{"create":{"_id":"`...)
-		body = append(body, items[i].ID...)
-		body = append(body, "\"}}\n"...)
-		body = append(body, items[i].Body...)
-		body = append(body, '\n')
-	}
-	return body, true
+		dst = append(dst, `{"create":{"_id":"`...)
+		dst = append(dst, it.ID...)
+		dst = append(dst, "\"}}\n"...)
+		dst = append(dst, it.Body...)
+		return append(dst, '\n')
+	})
+	return body, raw, ok
+}
+
+func oneLine(it *deliver.Item) bool {
+	return len(it.Body) > 0 && bytes.IndexByte(it.Body, '\n') < 0 && bytes.IndexByte(it.Body, '\r') < 0 && !strings.ContainsAny(it.ID, "\"\\\r\n")
 }

@@ -1,8 +1,11 @@
 package sinks
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -44,43 +47,94 @@ func (i *bulkItem) quarantined() bool {
 	return i.FailureStore == "used" || strings.HasPrefix(i.Index, ".fs-")
 }
 
-// parseBulk reads the items of an answer to a request that sent these. A cause
-// that is not empty says why the answer is not believed: it has to have one item
-// for each that was sent, in their order and with their ids, each about the one
-// operation create. yield is called between them.
-func parseBulk(body []byte, sent []deliver.Item, yield func()) (items []bulkItem, cause string) {
-	var answer struct {
-		Items []json.RawMessage `json:"items"`
+// parseBulk reads the items of an answer to a request that sent these, and calls
+// fn with each. A cause that is not empty says why the answer is not believed, what
+// fn was told of it included: it has to have one item for each that was sent, in
+// their order and with their ids, each about the one operation create. yield is
+// called between them: nothing goes through the whole of a long answer at once.
+func parseBulk(body []byte, sent []deliver.Item, yield func(), fn func(i int, item *bulkItem)) (cause string) {
+	d := json.NewDecoder(bytes.NewReader(body))
+	switch t, err := d.Token(); {
+	case err == nil && t == nil:
+		return "no_items"
+	case err != nil, t != json.Delim('{'):
+		return "bad_answer"
 	}
-	if err := json.Unmarshal(body, &answer); err != nil {
-		return nil, "bad_answer"
+	found := false
+	for d.More() {
+		key, err := d.Token()
+		switch {
+		case err != nil, key == "items" && found:
+			return "bad_answer"
+		case key == "items":
+			var doubt string
+			if doubt, err = parseItems(d, sent, yield, fn); err == nil && doubt != "" {
+				return doubt
+			}
+			found = true
+		default:
+			var rest json.RawMessage
+			err = d.Decode(&rest)
+		}
+		if err != nil {
+			return "bad_answer"
+		}
 	}
-	if answer.Items == nil {
-		return nil, "no_items"
+	if _, err := d.Token(); err != nil { // the brace
+		return "bad_answer"
 	}
-	if len(answer.Items) != len(sent) {
-		return nil, "item_count"
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return "bad_answer"
 	}
-	items = make([]bulkItem, len(sent))
-	for i, text := range answer.Items {
+	if !found {
+		return "no_items"
+	}
+	return ""
+}
+
+func parseItems(d *json.Decoder, sent []deliver.Item, yield func(), fn func(i int, item *bulkItem)) (cause string, err error) {
+	t, err := d.Token()
+	if err != nil {
+		return "", err
+	}
+	if t == nil {
+		return "no_items", nil
+	}
+	if t != json.Delim('[') {
+		return "bad_answer", nil
+	}
+	n := 0
+	for ; d.More(); n++ {
 		yield()
 		var one map[string]*bulkItem
-		if err := json.Unmarshal(text, &one); err != nil {
-			return nil, "bad_answer"
+		if err := d.Decode(&one); err != nil {
+			return "", err
 		}
-		item := one["create"]
-		if len(one) != 1 || item == nil {
-			return nil, "item_operation"
-		}
-		if item.ID != sent[i].ID && !item.quarantined() {
-			if item.ID == "" {
-				return nil, "item_without_id"
+		if n < len(sent) && cause == "" {
+			if cause = disbelief(one, &sent[n]); cause == "" {
+				fn(n, one["create"])
 			}
-			return nil, "item_id"
 		}
-		items[i] = *item
 	}
-	return items, ""
+	if n != len(sent) {
+		cause = "item_count" // whatever else
+	}
+	_, err = d.Token() // the bracket
+	return cause, err
+}
+
+// disbelief says why what an answer has for an item is not believed.
+func disbelief(one map[string]*bulkItem, sent *deliver.Item) string {
+	item := one["create"]
+	switch {
+	case len(one) != 1 || item == nil:
+		return "item_operation"
+	case item.ID == sent.ID || item.quarantined():
+		return ""
+	case item.ID == "":
+		return "item_without_id"
+	}
+	return "item_id"
 }
 
 // bulkResult is what an answer to a bulk request means for the records sent.
@@ -97,7 +151,20 @@ func bulkResult(a *Answer, sent []deliver.Item, now time.Time, yield func(), sec
 		}
 		return doubt
 	}
-	items, cause := parseBulk(a.Body, sent, yield)
+	after := retryAfter(a.Header, now)
+	var results []deliver.Result // nil as long as all of them are done
+	cause := parseBulk(a.Body, sent, yield, func(i int, item *bulkItem) {
+		r := itemResult(item, after, secrets...)
+		if results == nil && r.Class != deliver.Done {
+			results = make([]deliver.Result, len(sent))
+			for before := range i {
+				results[before] = deliver.Result{Class: deliver.Done, Grade: deliver.Durable, Status: a.Status}
+			}
+		}
+		if results != nil {
+			results[i] = r
+		}
+	})
 	if cause != "" {
 		doubt.Cause = cause
 		if cause == "item_without_id" {
@@ -109,15 +176,7 @@ func bulkResult(a *Answer, sent []deliver.Item, now time.Time, yield func(), sec
 		}
 		return doubt
 	}
-	after := retryAfter(a.Header, now)
-	results, done := make([]deliver.Result, len(sent)), 0
-	for i := range items {
-		results[i] = itemResult(&items[i], after, secrets...)
-		if results[i].Class == deliver.Done {
-			done++
-		}
-	}
-	if done == len(sent) {
+	if results == nil {
 		return deliver.Result{Class: deliver.Done, Grade: deliver.Durable, Status: a.Status}
 	}
 	return deliver.Result{Items: results}
@@ -125,6 +184,9 @@ func bulkResult(a *Answer, sent []deliver.Item, now time.Time, yield func(), sec
 
 // itemResult is what became of one item.
 func itemResult(i *bulkItem, after time.Duration, secrets ...string) deliver.Result {
+	if i.Status == http.StatusCreated && i.Result == "created" && i.Error == nil && !i.quarantined() {
+		return deliver.Result{Class: deliver.Done, Grade: deliver.Durable, Status: i.Status}
+	}
 	kind := ""
 	if i.Error != nil {
 		kind = i.Error.Type
@@ -134,8 +196,6 @@ func itemResult(i *bulkItem, after time.Duration, secrets ...string) deliver.Res
 	case i.quarantined():
 		// It answers created, and whoever looks at the stream does not find it.
 		r.Class, r.Cause = deliver.Poison, "failure_store"
-	case i.Status == http.StatusCreated && i.Result == "created" && i.Error == nil:
-		return deliver.Result{Class: deliver.Done, Grade: deliver.Durable, Status: i.Status}
 	case i.Status == http.StatusConflict && kind == "version_conflict_engine_exception":
 		return deliver.Result{Class: deliver.Done, Grade: deliver.Durable, Status: i.Status, Cause: "exists"}
 	case i.Status == http.StatusOK && i.Result == "noop":

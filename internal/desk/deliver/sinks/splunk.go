@@ -68,7 +68,7 @@ type Splunk struct {
 	token    *Credential
 	ack      bool
 	ackLimit time.Duration
-	zip      *zipper
+	bodies   composer
 	limits   deliver.Limits
 	middle   []byte              // between the time and the id of an event
 	worked   atomic.Bool         // the collector was there once
@@ -85,7 +85,6 @@ type splunkLane struct {
 	channel string
 	jar     *cookiejar.Jar
 	names   map[string]bool // of cookies in it
-	body    []byte          // of the request, before compression
 }
 
 const (
@@ -142,7 +141,7 @@ func newSplunk(set SplunkSettings, client requester) (*Splunk, error) {
 		return nil, errors.New("splunk: a limit is negative")
 	}
 	s := &Splunk{
-		client: client, url: u, token: set.Token, ack: set.Ack, zip: newZipper(set.Settings),
+		client: client, url: u, token: set.Token, ack: set.Ack, bodies: composer{gzip: set.Gzip, pace: set.Pace},
 		ackLimit: cmp.Or(set.AckLimit, 5*time.Minute),
 	}
 	s.middle = splunkMiddle(set, splunkSourcetype(set))
@@ -285,18 +284,12 @@ func (l *splunkLane) send(ctx context.Context, items []deliver.Item) (r deliver.
 
 // encode makes the lines of items, compressed if that was asked for.
 func (l *splunkLane) encode(items []deliver.Item) []byte {
-	if l.body = l.body[:0]; l.s.zip == nil {
-		// What is sent as it is may be read by the connection still when there is an
-		// answer, or none came in time.
-		l.body = make([]byte, 0, cap(l.body))
-	}
+	size := 0
 	for i := range items {
-		l.body = l.s.appendEvent(l.body, &items[i])
+		size += len(items[i].Body) + l.s.limits.Overhead
 	}
-	if l.s.zip != nil {
-		return l.s.zip.pack(l.body)
-	}
-	return l.body
+	body, _ := l.s.bodies.body(len(items), size, func(dst []byte, i int) []byte { return l.s.appendEvent(dst, &items[i]) })
+	return body
 }
 
 // appendEvent appends the line of one record. The time is that of the exchange
@@ -338,7 +331,7 @@ func (l *splunkLane) offer(ctx context.Context, body []byte) (*Answer, error) {
 func (l *splunkLane) post(ctx context.Context, body []byte) (*Answer, error) {
 	h := l.header()
 	h.Set("Content-Type", "application/json")
-	if l.s.zip != nil && len(body) > 0 {
+	if l.s.bodies.gzip && len(body) > 0 {
 		h.Set("Content-Encoding", "gzip")
 	}
 	return l.s.client.Do(ctx, http.MethodPost, splunkEvents, h, body)
