@@ -64,13 +64,14 @@ gatebook_policies() { # who
   done
   printf '@id("suspended")\nforbid (principal in Role::"suspended", action, resource);\n'
 }
-# Three sinks that take everything (SINKS: the address of sinkd), for delivery.sh.
+# Three sinks (SINKS: the address of sinkd, SINK_SILENT: that of the second one, if it
+# is another), for delivery.sh.
 gatebook_sinks() {
   echo secret-for-the-benchmark > sink.token; chmod 600 sink.token
   cat <<CONF
 sinks:
   - {name: splunk, type: splunk_hec, url: "http://$SINKS", token: {file: "$RUN/sink.token"}}
-  - {name: elastic, type: elasticsearch, url: "http://$SINKS", token: {file: "$RUN/sink.token"}, data_stream: logs-gatebook.audit-bench}
+  - {name: elastic, type: elasticsearch, url: "http://${SINK_SILENT:-$SINKS}", token: {file: "$RUN/sink.token"}, data_stream: logs-gatebook.audit-bench}
   - {name: datadog, type: datadog, url: "http://$SINKS", token: {file: "$RUN/sink.token"}}
 CONF
 }

@@ -1,6 +1,7 @@
 // Sinkd answers like a Splunk event collector, an Elasticsearch data stream and a
 // Datadog intake that take everything, and keeps nothing but how many records
-// came: the least work that lets delivery go on, for measuring the other end of it.
+// came: the least work that lets delivery go on, for measuring the other end of it. At
+// another address it is a sink that is away: it takes connections and never answers.
 package main
 
 import (
@@ -19,12 +20,34 @@ import (
 
 func main() {
 	addr := flag.String("listen", "127.0.0.1:9950", "address on loopback")
+	silent := flag.String("silent", "", "address on loopback where connections are accepted, requests read and nothing answered; empty: none")
 	flag.Parse()
+	if *silent != "" {
+		l, err := net.Listen("tcp", *silent)
+		if err != nil {
+			log.Fatal(err)
+		}
+		go func() { log.Fatal(listen(l)) }()
+	}
 	l, err := net.Listen("tcp", *addr)
 	if err != nil {
 		log.Fatal(err)
 	}
 	log.Fatal(http.Serve(l, newSinks()))
+}
+
+// listen accepts connections, reads what comes and never answers.
+func listen(l net.Listener) error {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer c.Close()
+			_, _ = io.Copy(io.Discard, c)
+		}()
+	}
 }
 
 // newSinks counts lines of events and items of arrays and bulks.

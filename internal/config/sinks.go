@@ -51,6 +51,7 @@ type Sink struct {
 	Rotate  Size      `key:"rotate" min:"1MiB" max:"1024GiB" doc:"Size at which a sink of the type file begins another file. The one before gets the time into its name, and those before that are compressed (zstd). Unset: never."`
 	Age     Duration  `key:"rotate_after" min:"1m" max:"366d" doc:"Age at which it begins another file, by the clock: 1d is the end of a day (UTC). Unset: never."`
 	Ack     bool      `key:"ack" doc:"Wait for more than a friendly answer, so that what is delivered is durable and not only accepted: for splunk_hec, until a batch is indexed (indexer acknowledgement, which the token must have; Splunk Cloud does not have it); for webhook, for the webhook-id in the field Gatebook-Stored of the answer."`
+	AckWait Duration  `key:"ack_timeout" min:"10s" max:"10m" doc:"How long ack waits for splunk_hec to say that a batch is indexed. Then the batch may be there and is sent once more, so an index that is slow by nature needs longer. Default: 5m."`
 	Index   string    `key:"index" form:"sinkname" doc:"Index of splunk_hec. Default: that of the token."`
 	Source  string    `key:"source" form:"text" doc:"Source of splunk_hec, and of datadog (ddsource). Default: gatebook."`
 	SrcType string    `key:"sourcetype" form:"text" doc:"Source type of splunk_hec. Default: gatebook:PROJECT, such as gatebook:ecs."`
@@ -101,7 +102,7 @@ func sinkKeys() []sinkKind {
 	web := []string{"plain", "link_local", "tls", "timeout"}
 	with := func(more ...string) []string { return append(slices.Clone(web), more...) }
 	return []sinkKind{
-		{SinkSplunk, []string{"url", "token"}, with("compression", "ack", "index", "source", "sourcetype", "compare")},
+		{SinkSplunk, []string{"url", "token"}, with("compression", "ack", "ack_timeout", "index", "source", "sourcetype", "compare")},
 		{SinkElastic, []string{"url"}, with("compression", "token", "username", "password", "data_stream", "compare")},
 		{SinkOpenSearch, []string{"url"}, with("compression", "token", "username", "password", "data_stream", "compare")},
 		{SinkDatadog, []string{"token"}, with("compression", "url", "site", "source", "service", "tags", "compare")},
@@ -244,6 +245,9 @@ func (d *decoder) sinkCredentials(s *Sink, path string) {
 	}
 	if s.Before != nil && s.Signing == nil {
 		d.report(d.where(path+".previous_signing_key"), path+".previous_signing_key", "previous_signing_key without signing_key", "the newer key is signing_key")
+	}
+	if at := path + ".ack_timeout"; s.AckWait != 0 && !s.Ack && s.Type == SinkSplunk && d.quiet(at) {
+		d.report(d.where(at), at, "ack_timeout without ack", "write ack: true, or remove ack_timeout")
 	}
 	d.sinkCompare(s, path+".compare")
 	if (s.User == "") != (s.Pass == nil) && d.quiet(path+".username") && d.quiet(path+".password") {

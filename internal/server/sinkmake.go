@@ -81,7 +81,7 @@ func newSplunkSink(c *config.Sink, reach sinks.Settings) (deliver.Sink, error) {
 		return nil, err
 	}
 	set := sinks.SplunkSettings{
-		Settings: reach, Token: token, Index: c.Index, Source: c.Source, Sourcetype: c.SrcType, Ack: c.Ack,
+		Settings: reach, Token: token, Index: c.Index, Source: c.Source, Sourcetype: c.SrcType, Ack: c.Ack, AckLimit: c.AckWait.Std(),
 		BatchItems: c.Batch.Records, BatchBytes: int(c.Batch.Bytes), InFlight: c.Flight,
 	}
 	if c.Compare != nil {

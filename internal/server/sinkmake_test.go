@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -72,5 +73,17 @@ func TestDatadogHostname(t *testing.T) {
 	var sent []struct{ Hostname string }
 	if body := <-got; json.Unmarshal(body, &sent) != nil || len(sent) != 1 || sent[0].Hostname != "gate-1" {
 		t.Errorf("sent %s", body)
+	}
+}
+
+// TestSplunkAckTimeout: the time limit of the configuration is the sink's.
+func TestSplunkAckTimeout(t *testing.T) {
+	for wait, ok := range map[time.Duration]bool{0: true, 10 * time.Minute: true, time.Hour: false} {
+		_, err := newSink(&config.Sink{
+			Name: "siem", Type: config.SinkSplunk, URL: "https://splunk.example.com:8088", Token: sinkToken(t), Timeout: config.Duration(time.Second), Ack: true, AckWait: config.Duration(wait),
+		}, "gate-1", nil)
+		if (err == nil) != ok || err != nil && !strings.Contains(err.Error(), "1h0m0s") {
+			t.Errorf("%v: %v", wait, err)
+		}
 	}
 }

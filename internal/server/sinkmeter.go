@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"sync"
 
@@ -82,6 +83,11 @@ func (m *sinkMeter) sendAlerts(ctx context.Context, b *deliver.Batch) deliver.Re
 		return passed
 	}
 	r := m.inner.Send(ctx, &some)
+	if r.Items != nil && len(r.Items) != len(some.Items) {
+		// Which of them is about which alert is not known, so nothing of it is believed.
+		r = deliver.Result{Class: deliver.Retry, Ambiguous: true, Status: r.Status, Cause: "item_count",
+			Detail: fmt.Sprintf("%d results for %d items", len(r.Items), len(some.Items))}
+	}
 	m.count(&r, len(some.Items))
 	if len(at) == len(b.Items) || r.Items == nil {
 		return r // about the batch as a whole; the engine finds out about parts of it
@@ -91,11 +97,7 @@ func (m *sinkMeter) sendAlerts(ctx context.Context, b *deliver.Batch) deliver.Re
 		out.Items[i] = passed
 	}
 	for n, i := range at {
-		if n < len(r.Items) {
-			out.Items[i] = r.Items[n]
-		} else {
-			out.Items[i] = deliver.Result{Class: deliver.Retry, Ambiguous: true, Cause: "items"}
-		}
+		out.Items[i] = r.Items[n]
 	}
 	return out
 }

@@ -105,7 +105,9 @@ func TestAlertsOnly(t *testing.T) {
 		{"refused for good", "alert", poison, []uint64{0}, "poison"},
 		{"refused for good among others", "request alert", poison, []uint64{1}, "poison"},
 		{"told one by one", "alert request alert", each(done, poison), []uint64{0, 2}, "done done poison"},
-		{"told too little", "alert request alert", each(done), []uint64{0, 2}, "done done retry"},
+		{"told too little", "alert request alert", each(done), []uint64{0, 2}, "retry"},
+		{"told too much", "alert request alert", each(done, done, done), []uint64{0, 2}, "retry"},
+		{"told too much, of all", "alert alert", each(done, done, done), []uint64{0, 1}, "retry"},
 		{"all of them", "alert alert", each(retry, done), []uint64{0, 1}, "retry done"},
 	} {
 		inner := &saySink{says: c.says}

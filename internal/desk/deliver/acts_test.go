@@ -530,3 +530,42 @@ func TestFromNow(t *testing.T) {
 		}
 	})
 }
+
+// Where a sink begins that is to begin with what comes is decided once, however
+// long its state can be neither read nor written.
+func TestFromNowIsDecidedOnce(t *testing.T) {
+	for name, trouble := range map[string]func(s *memStore, on bool){
+		"read": func(s *memStore, on bool) { s.dead = on },
+		"write": func(s *memStore, on bool) {
+			s.fault = func(int, string, string) fault { return map[bool]fault{true: failsBefore}[on] }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in(t, 100, 10, func(t *testing.T, h *house) {
+				set := func(on bool) {
+					h.store.mu.Lock()
+					defer h.store.mu.Unlock()
+					trouble(h.store, on)
+				}
+				h.conf.FromNow = true
+				set(true)
+				h.start()
+				time.Sleep(5 * time.Second)
+				h.book.sign(150)
+				time.Sleep(10 * time.Second)
+				if n := h.sink.count(); n != 0 {
+					t.Errorf("%d records were sent before it was kept where the sink begins", n)
+				}
+				set(false)
+				h.book.sign(200)
+				h.until(time.Minute, "all is settled", h.settled)
+				h.end()
+				for i := range uint64(200) {
+					if n := h.sink.taken[EventID(testOrigin, i)]; (n == 1) != (i >= 100) {
+						t.Errorf("record %d arrived %d times", i, n)
+					}
+				}
+			})
+		})
+	}
+}

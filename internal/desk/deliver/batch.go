@@ -35,6 +35,7 @@ type fate struct {
 	settled   bool
 	ambiguous bool // an attempt ended without anybody knowing
 	stub      bool
+	waits     bool // for the book, to become a stub
 	attempts  int
 	why       *Result // why it cannot be sent at all; nil: it can
 }
@@ -106,8 +107,8 @@ func (m *maker) entries(from, to, signed uint64, fn func(*book.Entry) bool) (uin
 func (m *maker) next(from, signed uint64, planned time.Time) (*batch, error) {
 	d := draft{m: m, b: &batch{from: from, planned: planned}}
 	if n := min(uint64(m.lastItems), signed-from); n > 0 {
-		d.b.items, d.b.fate, d.ends = make([]Item, 0, n), make([]fate, 0, n), make([]int, 0, n)
-		d.buf = make([]byte, 0, (uint64(m.lastBytes)+1024)*n/uint64(m.lastItems))
+		d.b.items, d.b.fate = make([]Item, 0, n), make([]fate, 0, n)
+		d.want = int((uint64(m.lastBytes) + 1024) * n / uint64(m.lastItems))
 	}
 	to, err := m.entries(from, signed, signed, func(e *book.Entry) bool { return d.add(e, true) })
 	b := d.finish(to)
@@ -128,15 +129,15 @@ func (m *maker) again(from, to, signed uint64, planned time.Time) (*batch, error
 	return d.finish(to), err
 }
 
-// draft is a batch in the making. Bodies stand one behind the other in one
-// buffer, which may move while it grows.
+// draft is a batch in the making. Bodies stand one behind the other in blocks: one
+// buffer for all of them would be so large that making it keeps requests waiting.
 type draft struct {
 	m    *maker
 	b    *batch
-	buf  []byte
-	ends []int
-	cost int   // bytes as the limits count them
-	away *away // the record that ended it because it must wait; nil: none
+	buf  []byte // the block that is being filled
+	want int    // bytes that all bodies together will have, about
+	cost int    // bytes as the limits count them
+	away *away  // the record that ended it because it must wait; nil: none
 }
 
 // away is a record that cannot be projected now.
@@ -166,6 +167,7 @@ func (d *draft) add(e *book.Entry, bounded bool) bool {
 	if bounded && len(d.b.items) == d.m.lim.Items {
 		return false
 	}
+	d.room()
 	before := len(d.buf)
 	it := Item{Index: e.Index, ID: d.m.id(e.Index), Time: e.Record.At(), Kind: string(e.Record.Kind)}
 	var f fate
@@ -181,21 +183,31 @@ func (d *draft) add(e *book.Entry, bounded bool) bool {
 		return false
 	}
 	d.cost += size
+	it.Body = d.buf[before:len(d.buf):len(d.buf)]
+	d.b.bytes += len(it.Body)
 	it.Late = d.m.late(it.Time, d.b.planned)
 	d.b.items = append(d.b.items, it)
 	d.b.fate = append(d.b.fate, f)
-	d.ends = append(d.ends, len(d.buf))
 	d.b.sum.Worth = d.b.sum.Worth || !housekeeping(e.Record.Kind)
 	return true
 }
 
-func (d *draft) finish(to uint64) *batch {
-	at := 0
-	for i, end := range d.ends {
-		d.b.items[i].Body = d.buf[at:end:end]
-		at = end
+const (
+	blockBytes = 64 << 10
+	blockLeast = 8 << 10
+	blockRoom  = 4 << 10 // for a body that is not longer than most
+)
+
+// room begins another block if this one is nearly full. A body that does not fit
+// moves into a larger one; those before it stay where they are.
+func (d *draft) room() {
+	if cap(d.buf)-len(d.buf) < blockRoom {
+		d.buf = make([]byte, 0, min(max(d.want-d.b.bytes, blockLeast), blockBytes))
 	}
-	d.b.to, d.b.bytes, d.b.left, d.b.n = to, len(d.buf), len(d.b.items), len(d.b.items)
+}
+
+func (d *draft) finish(to uint64) *batch {
+	d.b.to, d.b.left, d.b.n = to, len(d.b.items), len(d.b.items)
 	return d.b
 }
 

@@ -70,7 +70,7 @@ func TestCompareFindsWhatIsMissing(t *testing.T) {
 		h.until(10*time.Minute, "it was compared once", func() bool { return len(h.book.noted("compared")) > 0 })
 		r := h.book.noted("compared")[0]
 		if r.Outcome != "failure" || r.Event.Cause != "missing" || r.Event.Count != 199 || r.Event.Exact ||
-			!slices.Equal(r.Links, []string{"first:0", "last:199", "grade:G3", "missing:3", "extra:2", "duplicate:1"}) {
+			!slices.Equal(r.Links, []string{"first:0", "last:199", "missing:3", "extra:2", "duplicate:1"}) {
 			t.Errorf("%+v", r)
 		}
 		if s := h.status(); s.Missing != 3 || len(s.Alarms) != 2 || h.eng.Low() != 0 {

@@ -149,6 +149,7 @@ type Engine struct {
 	want    []SinkConfig       // under mu
 	runners map[string]*runner // under mu; those of want once Run has seen it
 	ending  map[string]*runner // under mu; removed, and may have something under way
+	starts  map[string]uint64  // under mu; what was signed when a sink of want was first seen
 	gone    []Status           // under mu; sinks that have a state and no configuration
 	running bool               // under mu
 	changed chan struct{}      // holds one if want has changed
@@ -171,7 +172,7 @@ func New(c Config) (*Engine, error) {
 	e := &Engine{
 		book: c.Book, state: c.State, log: c.Logger, origin: origin, every: cmp.Or(c.poll, pollEvery),
 		feed:    newFeed(c.src, origin, cmp.Or(c.Cache, cacheBytes), c.Pace),
-		runners: map[string]*runner{}, ending: map[string]*runner{}, changed: make(chan struct{}, 1),
+		runners: map[string]*runner{}, ending: map[string]*runner{}, starts: map[string]uint64{}, changed: make(chan struct{}, 1),
 	}
 	return e, e.Set(c.Sinks)
 }
@@ -214,10 +215,11 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 	e.running = true
 	e.mu.Unlock()
+	e.feed.begin()
 	var wg sync.WaitGroup
 	defer func() {
 		wg.Wait()
-		e.feed.tidy(true)
+		e.feed.end()
 		e.mu.Lock()
 		e.running = false
 		e.mu.Unlock()
@@ -272,6 +274,10 @@ func (e *Engine) apply(ctx context.Context, wg *sync.WaitGroup) {
 			continue
 		}
 		r := newRunner(ctx, e, c)
+		if _, known := e.starts[c.Name]; !known {
+			e.starts[c.Name] = size
+		}
+		r.start = e.starts[c.Name]
 		if was != nil {
 			was.stop()
 			delete(old, c.Name)
@@ -286,6 +292,7 @@ func (e *Engine) apply(ctx context.Context, wg *sync.WaitGroup) {
 		wg.Go(r.run)
 	}
 	for name, r := range old {
+		delete(e.starts, name)
 		r.stop()
 		e.ending[name] = r
 	}

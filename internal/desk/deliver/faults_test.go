@@ -1,8 +1,10 @@
 package deliver
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -322,5 +324,60 @@ func (h *house) check(poison bool) {
 	}
 	for key, n := range h.sink.resplit() {
 		h.t.Errorf("batch %s was cut in %d ways", key, n)
+	}
+}
+
+// A record that is too large for the sink waits for its stub if the book cannot be
+// read just now: that is not its fault.
+func TestStubWaitsForTheBook(t *testing.T) {
+	for name, c := range map[string]struct{ begin, end func(h *house) }{
+		"the book": {func(h *house) { h.book.broken = errFault }, func(h *house) { h.book.broken = nil }},
+		"a key": {func(h *house) {
+			h.proj.stubErr = func(i uint64) error {
+				if i == 20 {
+					return fmt.Errorf("%w: %w", ErrNotNow, errKeyAway)
+				}
+				return nil
+			}
+		}, func(h *house) { h.proj.stubErr = nil }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in(t, 100, 10, func(t *testing.T, h *house) {
+				once := false
+				h.sink.script = func(_ int, b *Batch) act {
+					a := act{take: all, res: Result{Class: Done, Grade: Durable}}
+					at := slices.IndexFunc(b.Items, func(it Item) bool { return it.Index == 20 })
+					if at < 0 || bytes.Contains(b.Items[at].Body, []byte(`"stub"`)) {
+						return a
+					}
+					a.take = func(i int) bool { return i != at }
+					a.res.Items = make([]Result, len(b.Items))
+					for i := range a.res.Items {
+						a.res.Items[i] = Result{Class: Done, Grade: Durable}
+					}
+					a.res.Items[at] = Result{Class: Split, Status: 413, Cause: "http_413"}
+					if !once {
+						once = true
+						a.then = func() {
+							h.book.with(func() { c.begin(h) })
+							h.eng.feed.tidy(true) // nobody remembers it
+						}
+					}
+					return a
+				}
+				h.start()
+				time.Sleep(time.Minute)
+				if s := h.status(); s.State != Failed || s.Quarantine != 0 || s.Cursor != 20 || strings.Contains(fmt.Sprint(s), "4711") {
+					t.Errorf("%+v", s)
+				}
+				h.book.with(func() { c.end(h) })
+				h.until(time.Minute, "all is settled", h.settled)
+				if s := h.status(); s.State != Running || s.Quarantine != 0 || s.Stubs != 1 {
+					t.Errorf("%+v", s)
+				}
+				h.end()
+				h.oracle()
+			})
+		})
 	}
 }

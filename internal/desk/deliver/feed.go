@@ -74,6 +74,7 @@ type feed struct {
 	streams []*stream
 	opened  int       // streams so far, for tests of what reading costs
 	asked   time.Time // when anything was last wanted
+	ended   bool      // the engine has: whoever reads still, stops
 }
 
 func newFeed(src source, origin string, most int, group *pace.Group) *feed {
@@ -92,6 +93,9 @@ func (f *feed) chunk(from, to uint64, reveal bool) (*chunk, error) {
 	defer f.mu.Unlock()
 	f.asked = time.Now()
 	for {
+		if f.ended {
+			return nil, errEnded
+		}
 		if c := f.remembered(from, reveal); c != nil {
 			return c, nil
 		}
@@ -139,7 +143,9 @@ func (f *feed) read(s *stream) (*chunk, error) {
 	c, err, ok := s.pull()
 	f.mu.Lock()
 	s.busy, s.used = false, time.Now()
-	if !ok && err == nil {
+	if f.ended {
+		err = errEnded // or the reading would stand open for ever
+	} else if !ok && err == nil {
 		err = fmt.Errorf("the book ended before index %d", s.to)
 	}
 	if err != nil {
@@ -236,6 +242,25 @@ func (f *feed) close(s *stream) {
 	}
 	s.stop()
 	_ = s.view.Close() // only files that were read
+}
+
+// errEnded means that the engine ended while somebody was reading still.
+var errEnded = errors.New("delivery has ended")
+
+// begin lets everybody read, from the beginning of a run of the engine to end.
+func (f *feed) begin() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ended = false
+}
+
+// end lets go of everything. Who is reading still, because a search did not end in
+// time, closes what it has open when it comes back, and reads no more.
+func (f *feed) end() {
+	f.mu.Lock()
+	f.ended = true
+	f.mu.Unlock()
+	f.tidy(true)
 }
 
 // tidy lets go of what has not been used for a while; of all if so told.

@@ -144,6 +144,7 @@ type plain struct {
 	version int
 	pad     func(index uint64) int   // bytes more; nil: none
 	err     func(index uint64) error // nil: none
+	stubErr func(index uint64) error // nil: none
 }
 
 func (p *plain) Name() string { return "plain" }
@@ -170,6 +171,11 @@ func (p *plain) Append(dst []byte, id string, e *book.Entry) ([]byte, error) {
 func (p *plain) Stub(dst []byte, id string, e *book.Entry, size int) ([]byte, error) {
 	if p.err != nil && e.Index != 4 && errors.Is(p.err(e.Index), errNoStub) {
 		return dst, errNoStub
+	}
+	if p.stubErr != nil {
+		if err := p.stubErr(e.Index); err != nil {
+			return dst, err
+		}
 	}
 	return fmt.Appendf(dst, `{"id":%q,"stub":%d}`, id, size), nil
 }

@@ -24,6 +24,7 @@ const (
 	retryNote   = 10 * time.Second        // after a record that the book did not take
 	graceful    = 5 * time.Second         // for what is under way at the end, twice
 	maxBatches  = 256                     // planned or drafted
+	draftsMost  = 8                       // that are made before the plan of them is written
 )
 
 // runner serves one sink. Everything below the line belongs to the goroutine of
@@ -33,6 +34,7 @@ type runner struct {
 	c       SinkConfig
 	ctx     context.Context
 	stop    context.CancelFunc
+	start   uint64          // what was signed when the sink was first seen
 	before  <-chan struct{} // of the runner that this one replaces; nil: none
 	done    chan struct{}
 	wake    chan struct{} // holds one if there is news in told
@@ -166,7 +168,9 @@ func (r *runner) work(now time.Time) (more bool) {
 	r.mu.Unlock()
 	more = r.draftOne(now)
 	r.makeErrand(now)
-	r.write(now)
+	if !more || len(r.drafts) >= draftsMost || r.draftBytes() >= r.c.Window/2 {
+		r.write(now) // once for all batches that there are
+	}
 	r.dispatch(now)
 	r.tick(now)
 	r.publish(now)
@@ -560,11 +564,10 @@ func (r *runner) stored() (*state, error) {
 	fresh := &state{Origin: r.eng.origin}
 	if errors.Is(err, kv.ErrNotFound) {
 		if r.c.FromNow {
-			fresh.Cursor = r.signed
-			fresh.High, fresh.Noted, fresh.Seen, fresh.Compared = r.signed, r.signed, r.signed, r.signed
+			fresh.Cursor = r.start
+			fresh.High, fresh.Noted, fresh.Seen, fresh.Compared = r.start, r.start, r.start, r.start
 		}
-		r.dirty = true
-		return fresh, nil
+		return fresh, r.first(fresh)
 	}
 	if err != nil {
 		return nil, err
@@ -578,4 +581,14 @@ func (r *runner) stored() (*state, error) {
 	}
 	fresh.Paused = st.Paused
 	return fresh, r.leaveBehind(st, b, fresh)
+}
+
+// first keeps the first state of a sink: where it begins is decided once, whatever
+// fails afterwards.
+func (r *runner) first(fresh *state) error {
+	value, err := fresh.encode()
+	if err != nil {
+		return err
+	}
+	return r.eng.state.Put(r.ctx, stateTable, r.c.Name, value, time.Time{})
 }

@@ -2,6 +2,7 @@ package deliver
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -205,7 +206,15 @@ func (r *runner) smaller(now time.Time, p *piece, at []int, res *Result) {
 	}
 	i := at[0]
 	if res.Class == Split && !p.b.fate[i].stub {
-		if err := r.stubOf(p.b, i); err == nil {
+		again, err := r.stubOf(p.b, i)
+		if again {
+			r.trouble(rereading, err)
+			p.b.fate[i].waits = true
+			r.await(&piece{b: p.b, at: []int{i}, attempt: p.attempt, after: now.Add(retryRead)})
+			return
+		}
+		r.waited(&p.b.fate[i])
+		if err == nil {
 			r.await(&piece{b: p.b, at: []int{i}, attempt: p.attempt})
 			return
 		}
@@ -213,6 +222,14 @@ func (r *runner) smaller(now time.Time, p *piece, at []int, res *Result) {
 	r.refuse(now, p.b, i, res)
 	if r.refused++; r.refused >= r.c.PoisonRun && !r.lenient {
 		r.pauses(now, &Result{Class: Pause, Cause: "refuses_all", Status: res.Status})
+	}
+}
+
+// waited notes that an item waits for the book no more.
+func (r *runner) waited(f *fate) {
+	if f.waits {
+		f.waits = false
+		r.well(rereading)
 	}
 }
 
@@ -243,6 +260,7 @@ func (r *runner) finish(b *batch, i int, res *Result) {
 		return
 	}
 	f.settled = true
+	r.waited(f)
 	b.left--
 	if res.Passed {
 		r.released(b.items[i].Index)
@@ -331,27 +349,31 @@ func (r *runner) pauses(now time.Time, res *Result) {
 	r.gate.open()
 }
 
-// stubOf puts a stub in the place of an item that is too large for the sink.
-func (r *runner) stubOf(b *batch, i int) error {
+// stubOf puts a stub in the place of an item that is too large for the sink. again
+// says that the error is not the record's fault and may pass: the book cannot be
+// read, or a key is away.
+func (r *runner) stubOf(b *batch, i int) (again bool, err error) {
 	it := b.items[i]
 	var fresh []byte
-	var err error
 	_, rerr := r.entries(it.Index, it.Index+1, r.signed, func(e *book.Entry) bool {
 		fresh, err = r.stub(nil, it.ID, e, len(it.Body))
 		return true
 	})
 	switch {
 	case rerr != nil:
-		return rerr
+		return true, rerr
+	case errors.Is(err, ErrNotNow):
+		r.feed.forget(r.proj.Reveal())
+		return true, &away{it.Index, it.Time, err}
 	case err != nil:
-		return err
+		return false, err
 	case fresh == nil:
-		return fmt.Errorf("record %d is not in the book", it.Index)
+		return false, fmt.Errorf("record %d is not in the book", it.Index)
 	}
 	r.held += len(fresh) - len(it.Body)
 	b.bytes += len(fresh) - len(it.Body)
 	b.items = slices.Clone(b.items)
 	b.items[i].Body = fresh
 	b.fate[i].stub = true
-	return nil
+	return false, nil
 }

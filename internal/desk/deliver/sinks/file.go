@@ -56,6 +56,9 @@ type File struct {
 	mu   sync.Mutex
 	left fileState             // guarded by mu; how the last Send left the file
 	has  map[[16]byte]struct{} // guarded by mu; hashes of lines at the end when it was read
+	// named is the file whose name is known to be in its directory for good: one
+	// that somebody made before may have come without it.
+	named fileState // guarded by mu; dev and ino only
 }
 
 // fileState tells whether a file is as it was left.
@@ -192,8 +195,10 @@ func (f *File) append(b *deliver.Batch) error {
 	if err == nil {
 		err = h.Sync()
 	}
-	if err == nil && at.size == 0 {
-		err = f.disk.SyncDir(filepath.Dir(f.conf.Path))
+	if here := (fileState{dev: at.dev, ino: at.ino}); err == nil && (at.size == 0 || here != f.named) {
+		if err = f.disk.SyncDir(filepath.Dir(f.conf.Path)); err == nil {
+			f.named = here
+		}
 	}
 	if err != nil {
 		// After a failed sync pages may count as written that are not, so all of it

@@ -519,3 +519,45 @@ func TestStdoutTorn(t *testing.T) {
 		}
 	}
 }
+
+// namingDisk counts how often a directory was synced.
+type namingDisk struct {
+	osDisk
+	n int
+}
+
+func (d *namingDisk) SyncDir(name string) error {
+	d.n++
+	return d.osDisk.SyncDir(name)
+}
+
+// The process before may have been killed between making the file and syncing its
+// directory: then a power cut would take the file away with everything that was
+// written since. So the first batch of a process syncs the directory, and the others
+// do not.
+func TestFileNameIsKept(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "records.jsonl")
+	if err := os.WriteFile(path, []byte("{\"a\":0}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := NewFile(FileConfig{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &namingDisk{}
+	f.disk = d
+	for i, want := range []int{1, 1, 1, 2, 2} {
+		if i == 3 { // somebody has moved it away
+			if err := os.Rename(path, path+".old"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b := &deliver.Batch{Attempt: 1, Items: []deliver.Item{{Index: uint64(i), Body: fmt.Appendf(nil, `{"a":%d}`, i)}}}
+		if r := f.Send(t.Context(), b); r.Class != deliver.Done {
+			t.Fatalf("%+v", r)
+		}
+		if d.n != want {
+			t.Errorf("batch %d: the directory was synced %d times, want %d", i, d.n, want)
+		}
+	}
+}
