@@ -25,13 +25,15 @@ build:
 # Everything. Installs what it needs; quick when it is there.
 test: deps build lint interop fips test-main
 
-# The race detector needs a C compiler, the tour needs curl, the packages are
-# looked at by systemd and groff, and other people's clients and servers stand
-# before and behind the gate. Nothing that is installed is started.
+# The race detector needs a C compiler, the tour needs curl, client certificates
+# are shown by openssl too, the packages are looked at by systemd and groff, and
+# other people's clients and servers stand before and behind the gate. Nothing that
+# is installed is started.
 deps:
 	@need=""; \
 	command -v gcc >/dev/null || need="$$need gcc libc6-dev"; \
 	command -v curl >/dev/null || need="$$need curl"; \
+	command -v openssl >/dev/null || need="$$need openssl"; \
 	command -v systemd-analyze >/dev/null || need="$$need systemd"; \
 	command -v groff >/dev/null || need="$$need groff-base"; \
 	command -v slowhttptest >/dev/null || need="$$need slowhttptest"; \
