@@ -9,7 +9,7 @@ export GOTOOLCHAIN ?= local
 
 PACKAGES := ./...
 INTEROP  := $(dir $(wildcard interop/*/go.mod))
-NPM      := $(wildcard interop/*/package.json)
+NPM      := $(wildcard tools/package.json interop/*/package.json)
 PYTHON   := $(wildcard interop/*/requirements.txt)
 
 .PHONY: demo build test test-main interop fips lint vuln soak fuzz bench deps package clean
@@ -80,7 +80,10 @@ vuln:
 
 # Against code that is not ours. The tests build the gate; on a machine that never
 # did, compiling everything would count against their time, so that is done before.
+# Debian's node serves npm but is too old for oidc-provider; tools/ pins a newer one.
+interop: export PATH := $(CURDIR)/tools/node_modules/.bin:$(PATH)
 interop:
+	@node -e 'process.exit(parseInt(process.versions.node) < 22 ? 1 : 0)' || { echo "node is missing or older than 22: run make deps"; exit 1; }
 	$(GO) build -o /dev/null ./cmd/gatebook
 	@for m in $(INTEROP); do echo "interop: $$m"; (cd $$m && $(GO) test -count=1 ./...); done
 
