@@ -249,7 +249,8 @@ func (r *runner) roomToDraft() bool {
 	}
 	// A sink that takes nothing needs no more than the batch it would be tried
 	// with, of which the age of the oldest record is known.
-	return !(r.halted() || r.pause != nil) || len(r.plan)+len(r.drafts) == 0
+	idle := r.halted() || r.pause != nil || r.gate.level > 1
+	return !idle || len(r.plan)+len(r.drafts) == 0
 }
 
 // draftOne makes the next batch if there is something to make it of.
