@@ -241,6 +241,9 @@ func (s *Server) dataStream(who *Principal, name string, put bool) (int, any, er
 			if s.store.streams[name] != nil {
 				return 0, nil, fail(400, "resource_already_exists_exception", "data_stream ["+name+"] already exists")
 			}
+			if s.store.indices[name] != nil {
+				return 0, nil, fail(500, "illegal_state_exception", "index, alias, and data stream names need to be unique, but the following duplicates were found [data stream ["+name+"] conflicts with index]")
+			}
 			s.store.newStream(name, t)
 			return 200, map[string]any{"acknowledged": true}, nil
 		})

@@ -199,7 +199,7 @@ func (e *Elastic) Send(ctx context.Context, b *deliver.Batch) deliver.Result {
 	}
 	slice := e.set.Pace.New(time.Now)
 	defer slice.Close()
-	return bulkResult(a, b.Items, e.now(), slice.Yield, secret)
+	return bulkResult(a, b.Items, e.set.Stream, e.now(), slice.Yield, secret)
 }
 
 // authorize makes the fields of a request that shows a credential.

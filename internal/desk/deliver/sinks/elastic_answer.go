@@ -139,7 +139,7 @@ func disbelief(one map[string]*bulkItem, sent *deliver.Item) string {
 
 // bulkResult is what an answer to a bulk request means for the records sent.
 // What it says in "errors" is not looked at: the items are.
-func bulkResult(a *Answer, sent []deliver.Item, now time.Time, yield func(), secrets ...string) deliver.Result {
+func bulkResult(a *Answer, sent []deliver.Item, stream string, now time.Time, yield func(), secrets ...string) deliver.Result {
 	if a.Status != http.StatusOK {
 		return bulkRefused(a, now, secrets...)
 	}
@@ -154,7 +154,7 @@ func bulkResult(a *Answer, sent []deliver.Item, now time.Time, yield func(), sec
 	after := retryAfter(a.Header, now)
 	var results []deliver.Result // nil as long as all of them are done
 	cause := parseBulk(a.Body, sent, yield, func(i int, item *bulkItem) {
-		r := itemResult(item, after, secrets...)
+		r := itemResult(item, stream, after, secrets...)
 		if results == nil && r.Class != deliver.Done {
 			results = make([]deliver.Result, len(sent))
 			for before := range i {
@@ -183,20 +183,27 @@ func bulkResult(a *Answer, sent []deliver.Item, now time.Time, yield func(), sec
 }
 
 // itemResult is what became of one item.
-func itemResult(i *bulkItem, after time.Duration, secrets ...string) deliver.Result {
-	if i.Status == http.StatusCreated && i.Result == "created" && i.Error == nil && !i.quarantined() {
+func itemResult(i *bulkItem, stream string, after time.Duration, secrets ...string) deliver.Result {
+	created := i.Status == http.StatusCreated && i.Result == "created" && i.Error == nil
+	if created && i.Index != stream && !i.quarantined() {
 		return deliver.Result{Class: deliver.Done, Grade: deliver.Durable, Status: i.Status}
 	}
 	kind := ""
 	if i.Error != nil {
 		kind = i.Error.Type
 	}
+	exists := i.Status == http.StatusConflict && kind == "version_conflict_engine_exception"
 	r := deliver.Result{Status: i.Status, Cause: "item_" + strconv.Itoa(i.Status), Detail: itemDetail(i, secrets...)}
 	switch {
 	case i.quarantined():
 		// It answers created, and whoever looks at the stream does not find it.
 		r.Class, r.Cause = deliver.Poison, "failure_store"
-	case i.Status == http.StatusConflict && kind == "version_conflict_engine_exception":
+	case i.Index == stream && (created || exists):
+		// A document of a data stream is in a backing index of another name. Without a
+		// template the product makes an index of this one, and guesses its types.
+		r.Class, r.Cause = deliver.Pause, "plain_index"
+		r.Detail = "it went to a plain index, since there is no data stream of this name: delete the index and run gatebook sink setup; the records are sent again"
+	case exists:
 		return deliver.Result{Class: deliver.Done, Grade: deliver.Durable, Status: i.Status, Cause: "exists"}
 	case i.Status == http.StatusOK && i.Result == "noop":
 		r.Class, r.Cause = deliver.Poison, "dropped_by_pipeline"

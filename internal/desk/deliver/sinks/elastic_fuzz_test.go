@@ -33,7 +33,7 @@ func FuzzElasticAnswer(f *testing.F) {
 	}
 	sent := []deliver.Item{{ID: "a"}, {ID: "b"}}
 	f.Fuzz(func(t *testing.T, status int, body []byte) {
-		r := bulkResult(&Answer{Status: status, Header: http.Header{}, Body: body}, sent, elasticTestTime, func() {}, "secret")
+		r := bulkResult(&Answer{Status: status, Header: http.Header{}, Body: body}, sent, elasticTestStream, elasticTestTime, func() {}, "secret")
 		all := r.Items
 		if all == nil {
 			all = []deliver.Result{r, r}

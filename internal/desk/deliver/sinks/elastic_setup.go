@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 )
 
 // elasticVersion is that of the templates and policies that Bootstrap puts. It
@@ -320,6 +321,9 @@ func (c *elasticCaller) stream(ctx context.Context) (string, error) {
 	var doc struct{ Error *elasticError }
 	if json.Unmarshal(a.Body, &doc) == nil && doc.Error != nil && doc.Error.Type == "resource_already_exists_exception" {
 		return "kept " + what, nil
+	}
+	if doc.Error != nil && strings.Contains(doc.Error.Reason, "conflicts with index") {
+		return "", fmt.Errorf("making %s: there is a plain index of that name, made when records were sent before this; delete it, set up again and resume the sink (the book has every record), or name another stream", what)
 	}
 	return "", c.refused("making "+what, a)
 }

@@ -357,3 +357,20 @@ func TestElasticFindDoubts(t *testing.T) {
 		}
 	}
 }
+
+// Before it is set up, the product makes a plain index of the name. That is no
+// delivery, and setting up says why it cannot be done.
+func TestElasticNotSetUp(t *testing.T) {
+	for _, product := range []bulkd.Product{bulkd.Elasticsearch, bulkd.OpenSearch} {
+		srv := bulkd.Start(t, bulkd.Config{Product: product})
+		e := newElastic(t, srv, nil)
+		for attempt := range 2 { // the second time the ids are there
+			if got := story(e.Send(t.Context(), &deliver.Batch{Items: elasticRecords(1), Attempt: attempt + 1})); got != "0 pause plain_index" {
+				t.Errorf("attempt %d: %s", attempt+1, got)
+			}
+		}
+		if _, err := e.Bootstrap(t.Context(), ElasticSetup{}); err == nil || !strings.Contains(err.Error(), "there is a plain index of that name") {
+			t.Error(err)
+		}
+	}
+}

@@ -342,6 +342,8 @@ func TestElasticDocumentedAnswers(t *testing.T) {
 	ok := `{"create":{"_index":".ds-x-2026.11.28-000001","_id":"2","_version":1,"result":"created","_shards":{"total":2,"successful":1,"failed":0},"status":201,"_seq_no":1,"_primary_term":1}}`
 	for name, tt := range map[string]struct{ item, want string }{
 		"created":                 {`{"create":{"_index":"x","_id":"1","_version":1,"result":"created","_shards":{"total":2,"successful":1,"failed":0},"status":201,"_seq_no":0,"_primary_term":1}}`, "done"},
+		"plain index":             {`{"create":{"_index":"` + elasticTestStream + `","_id":"1","_version":1,"result":"created","_shards":{"total":2,"successful":1,"failed":0},"status":201,"_seq_no":0,"_primary_term":1}}`, "0 pause plain_index"},
+		"known to a plain index":  {`{"create":{"_index":"` + elasticTestStream + `","_id":"1","status":409,"error":{"type":"version_conflict_engine_exception","reason":"[1]: version conflict, document already exists (current version [1])"}}}`, "0 pause plain_index"},
 		"conflict":                {`{"create":{"_index":"x","_id":"1","status":409,"error":{"type":"version_conflict_engine_exception","reason":"[1]: version conflict, document already exists (current version [1])","index_uuid":"u","shard":"0","index":"x"}}}`, ""},
 		"failure store":           {`{"create":{"_index":".fs-x-2025.05.01-000002","_id":"dEngApcB8JHZk5kzcAaw","_version":1,"result":"created","_shards":{"total":1,"successful":1,"failed":0},"_seq_no":0,"_primary_term":1,"failure_store":"used","status":201}}`, "0 poison failure_store"},
 		"failure store is off":    {`{"create":{"_index":".ds-x","_id":"1","status":400,"failure_store":"not_enabled","error":{"type":"document_parsing_exception","reason":"[1:7] failed to parse field [source.ip] of type [ip] in document with id '1'. Preview of field's value: 'Anna'"}}}`, "0 poison mapping"},
@@ -355,7 +357,7 @@ func TestElasticDocumentedAnswers(t *testing.T) {
 		"dropped by a pipeline":   {`{"create":{"_index":"x","_id":"1","_version":-3,"result":"noop","_shards":{"total":0,"successful":0,"failed":0},"status":200}}`, "0 poison dropped_by_pipeline"},
 	} {
 		a := &Answer{Status: 200, Body: []byte(`{"took":7,"errors":true,"items":[` + tt.item + `,` + ok + `]}`)}
-		r := bulkResult(a, sent, elasticTestTime, func() {})
+		r := bulkResult(a, sent, elasticTestStream, elasticTestTime, func() {})
 		got := story(r)
 		if got != tt.want && !(tt.want == "" && r.Class == deliver.Done) {
 			t.Errorf("%s: %q, want %q", name, got, tt.want)
