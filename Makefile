@@ -11,6 +11,10 @@ PACKAGES := ./...
 INTEROP  := $(dir $(wildcard interop/*/go.mod))
 NPM      := $(wildcard tools/package.json interop/*/package.json)
 PYTHON   := $(wildcard interop/*/requirements.txt)
+MAVEN    := $(wildcard interop/*/pom.xml)
+
+# What maven does with a pom.xml: the jars that it names, and theirs, into a folder.
+COPYJARS := org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies
 
 .PHONY: demo build test test-main interop fips lint vuln soak fuzz bench deps package clean
 
@@ -41,6 +45,8 @@ deps:
 	ls /usr/lib/*/rsyslog/omelasticsearch.so >/dev/null 2>&1 || need="$$need rsyslog rsyslog-elasticsearch"; \
 	command -v node >/dev/null || need="$$need nodejs"; \
 	command -v npm >/dev/null || need="$$need npm"; \
+	command -v javac >/dev/null || need="$$need openjdk-17-jdk-headless"; \
+	command -v mvn >/dev/null || need="$$need maven"; \
 	python3 -c 'import ensurepip, venv' 2>/dev/null || need="$$need python3-venv"; \
 	[ -e /etc/ssl/certs/ca-certificates.crt ] || need="$$need ca-certificates"; \
 	[ -e /usr/lib/nginx/modules/ngx_http_lua_module.so ] || need="$$need nginx-light libnginx-mod-http-lua"; \
@@ -66,6 +72,11 @@ deps:
 		[ -e $$d/venv/.installed ] && cmp -s $$f $$d/venv/.installed && continue; \
 		echo "pip install: $$d"; \
 		(cd $$d && python3 -m venv --clear venv && venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.txt && cp requirements.txt venv/.installed); \
+	done
+	@for f in $(MAVEN); do d=$${f%/*}; \
+		[ -e $$d/jars/.installed ] && cmp -s $$f $$d/jars/.installed && continue; \
+		echo "mvn: $$d"; \
+		(cd $$d && rm -rf jars && mvn --batch-mode --quiet $(COPYJARS) -DoutputDirectory=jars && cp pom.xml jars/.installed); \
 	done
 
 lint:
