@@ -295,6 +295,7 @@ func (r *runner) advance() {
 	for _, b := range r.plan {
 		if b.left == 0 && b.items != nil {
 			r.release(b)
+			r.dirty = true // behind a hole the plan says so, not the cursor
 		}
 	}
 	r.errands = slices.DeleteFunc(r.errands, func(b *batch) bool {
