@@ -25,6 +25,8 @@ func TestOpenSearch(t *testing.T) {
 		{"quarantine", testQuarantine},
 		{"compared", testCompared},
 		{"forms", testForms},
+		{"server away", testAway},
+		{"server killed", testServerKilled},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			began := time.Now()
@@ -258,5 +260,64 @@ func testQuarantine(t *testing.T, bin string, n *node) {
 	if a, b := held[list[0].Index][0].Backing, held[0][0].Backing; a == b {
 		t.Errorf("both are in %s: the stream did not roll over", a)
 	}
+	g.stop()
+}
+
+// The server is away for a while, and comes back with less patience for long
+// requests: the lag is shown, and everything arrives, in halves.
+func testAway(t *testing.T, bin string, n *node) {
+	const stream = "logs-gatebook.away-default"
+	g := newGate(t, bin, n, stream)
+	g.command(0, "sink", "setup", "siem")
+	g.start()
+	g.mixed(50)
+	g.caughtUp()
+	n.stop()
+	g.mixed(400)
+	st := g.until("retrying", func(st sinkStatus) bool { return st.State == "retrying" && st.Lag >= 350 })
+	if st.Quarantine != 0 || st.Retries["refused"] == 0 {
+		t.Errorf("while the server is away: %+v", st)
+	}
+	if said := g.command(1, "sink", "test", "siem"); !strings.Contains(said, "refused") {
+		t.Errorf("testing the sink: %s", said)
+	}
+	n.start("64kb")
+	book, st := g.caughtUp()
+	if st.Quarantine != 0 || st.Retries["http_413"] == 0 {
+		t.Errorf("after the server came back: %+v", st)
+	}
+	same(t, n, stream, book)
+	t.Logf("tries that failed: %v", st.Retries)
+	g.stop()
+}
+
+// The server is killed while it is delivered to: what it had called created is there.
+func testServerKilled(t *testing.T, bin string, n *node) {
+	const stream = "logs-gatebook.dead-default"
+	g := newGate(t, bin, n, stream)
+	g.command(0, "sink", "setup", "siem")
+	g.start()
+	var load sync.WaitGroup
+	var stop atomic.Bool
+	load.Go(func() {
+		for !stop.Load() {
+			if _, err := g.send("GET", "/v1/orders/1", 0); err != nil {
+				t.Errorf("a dead sink is felt: %v", err)
+				return
+			}
+		}
+	})
+	g.until("delivering", func(st sinkStatus) bool { return st.Cursor > 500 })
+	n.kill()
+	stop.Store(true)
+	load.Wait()
+	g.until("retrying", func(st sinkStatus) bool { return st.State == "retrying" })
+	n.start("100mb")
+	book, st := g.caughtUp()
+	if st.Quarantine != 0 {
+		t.Errorf("%+v", st)
+	}
+	same(t, n, stream, book)
+	t.Logf("%d records, tries that failed: %v", len(book), st.Retries)
 	g.stop()
 }

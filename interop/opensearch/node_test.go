@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -90,6 +91,16 @@ func (n *node) stop() {
 		<-n.ended
 		n.t.Error("the server did not end within a minute")
 	}
+	n.cmd = nil
+}
+
+// kill ends it with SIGKILL.
+func (n *node) kill() {
+	n.t.Helper()
+	if err := n.cmd.Process.Signal(os.Kill); err != nil {
+		n.t.Fatal(err)
+	}
+	<-n.ended
 	n.cmd = nil
 }
 
