@@ -76,7 +76,7 @@ deps:
 	@for f in $(MAVEN); do d=$${f%/*}; \
 		[ -e $$d/jars/.installed ] && cmp -s $$f $$d/jars/.installed && continue; \
 		echo "mvn: $$d"; \
-		(cd $$d && rm -rf jars && mvn --batch-mode --quiet $(COPYJARS) -DoutputDirectory=jars && cp pom.xml jars/.installed); \
+		(cd $$d && rm -rf jars && mvn --batch-mode --quiet -Dstyle.color=never $(COPYJARS) -DoutputDirectory=jars && cp pom.xml jars/.installed); \
 	done
 
 lint:

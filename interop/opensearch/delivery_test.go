@@ -11,29 +11,24 @@ import (
 	"time"
 )
 
-// TestOpenSearch is all that is tried with one server.
+// TestOpenSearch is all that is tried with one server: first what leaves it running,
+// the comparison, which mostly waits, beside the rest; then what stops it.
 func TestOpenSearch(t *testing.T) {
 	bin := build(t)
 	n := newNode(t, "100mb")
-	for _, tt := range []struct {
-		name string
-		run  func(t *testing.T, bin string, n *node)
-	}{
-		{"delivered", testDelivered},
-		{"not set up", testNotSetUp},
-		{"gate killed", testGateKilled},
-		{"quarantine", testQuarantine},
-		{"compared", testCompared},
-		{"forms", testForms},
-		{"server away", testAway},
-		{"server killed", testServerKilled},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			began := time.Now()
-			tt.run(t, bin, n)
-			t.Logf("%s", time.Since(began).Round(time.Millisecond))
+	t.Run("delivered", func(t *testing.T) { testDelivered(t, bin, n) })
+	t.Run("running", func(t *testing.T) {
+		t.Run("compared", func(t *testing.T) { t.Parallel(); testCompared(t, bin, n) })
+		t.Run("rest", func(t *testing.T) {
+			t.Parallel()
+			t.Run("not set up", func(t *testing.T) { testNotSetUp(t, bin, n) })
+			t.Run("gate killed", func(t *testing.T) { testGateKilled(t, bin, n) })
+			t.Run("quarantine", func(t *testing.T) { testQuarantine(t, bin, n) })
+			t.Run("forms", func(t *testing.T) { testForms(t, bin, n) })
 		})
-	}
+	})
+	t.Run("server away", func(t *testing.T) { testAway(t, bin, n) })
+	t.Run("server killed", func(t *testing.T) { testServerKilled(t, bin, n) })
 }
 
 // same fails unless the stream holds every record of the book once, as it is there,

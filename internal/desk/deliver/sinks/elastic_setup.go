@@ -151,29 +151,43 @@ func decide(what string, there owned) (put bool, line string, err error) {
 // template puts a component or index template.
 func (c *elasticCaller) template(ctx context.Context, kind, name string, ours map[string]any) (string, error) {
 	path, what := "/_"+kind+"/"+name, kind+" "+name
-	a, err := c.ask(ctx, http.MethodGet, path, nil)
+	there, found, err := c.there(ctx, kind, name)
+	if err == nil && !found {
+		quicker := c.put(ctx, what, path+"?create=true", ours)
+		if quicker == nil {
+			return fmt.Sprintf("created %s, version %d", what, elasticVersion), nil
+		}
+		// Somebody may have made it meanwhile; then theirs is looked at.
+		if there, found, err = c.there(ctx, kind, name); err != nil || !found {
+			return "", quicker
+		}
+	}
 	if err != nil {
 		return "", err
 	}
-	line := fmt.Sprintf("created %s, version %d", what, elasticVersion)
-	switch a.Status {
-	case http.StatusNotFound:
-		// Whoever was quicker wins.
-		path += "?create=true"
-	case http.StatusOK:
-		there, err := templateMeta(a.Body, kind)
-		if err != nil {
-			return "", fmt.Errorf("%s: %w", what, err)
-		}
-		put, said, err := decide(what, there)
-		if err != nil || !put {
-			return said, err
-		}
-		line = said
-	default:
-		return "", c.refused("reading "+what, a)
+	put, line, err := decide(what, there)
+	if err != nil || !put {
+		return line, err
 	}
 	return line, c.put(ctx, what, path, ours)
+}
+
+// there reads the mark of a template, if there is one of this name.
+func (c *elasticCaller) there(ctx context.Context, kind, name string) (mark owned, found bool, err error) {
+	what := kind + " " + name
+	a, err := c.ask(ctx, http.MethodGet, "/_"+kind+"/"+name, nil)
+	switch {
+	case err != nil:
+		return owned{}, false, err
+	case a.Status == http.StatusNotFound:
+		return owned{}, false, nil
+	case a.Status != http.StatusOK:
+		return owned{}, false, c.refused("reading "+what, a)
+	}
+	if mark, err = templateMeta(a.Body, kind); err != nil {
+		return owned{}, false, fmt.Errorf("%s: %w", what, err)
+	}
+	return mark, true, nil
 }
 
 func templateMeta(body []byte, kind string) (owned, error) {

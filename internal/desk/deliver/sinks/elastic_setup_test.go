@@ -277,6 +277,21 @@ func TestElasticBootstrapRespects(t *testing.T) {
 	}
 }
 
+// Two set up at the same time: whoever is later finds what the other made.
+func TestElasticBootstrapTwice(t *testing.T) {
+	for _, product := range []bulkd.Product{bulkd.Elasticsearch, bulkd.OpenSearch} {
+		srv := bulkd.Start(t, bulkd.Config{Product: product})
+		if _, err := newElastic(t, srv, nil).Bootstrap(t.Context(), ElasticSetup{}); err != nil {
+			t.Fatal(err)
+		}
+		srv.Script(bulkd.Fault{Path: "/gatebook-ecs", Status: 404, Body: `{}`}) // it was not there a moment ago
+		did, err := newElastic(t, srv, nil).Bootstrap(t.Context(), ElasticSetup{})
+		if said := strings.Join(did, "\n"); err != nil || !strings.Contains(said, "kept component_template gatebook-ecs") {
+			t.Errorf("%s, %v", said, err)
+		}
+	}
+}
+
 func TestElasticFind(t *testing.T) {
 	for _, product := range []bulkd.Product{bulkd.Elasticsearch, bulkd.OpenSearch} {
 		srv, e := elasticServer(t, bulkd.Config{Product: product, RolloverAt: 700})
