@@ -189,6 +189,7 @@ data: data
 node: gate-1
 origin: log.example.com/test
 keys: {wrapper: {file: keys}}
+book: {commit_timeout: 30s} # a busy disk is not what is tried here
 listen:
   - {name: public, address: %q, tls: {certificates: [{cert: tls/localhost.crt, key: tls/localhost.key}]}}
 upstreams:
