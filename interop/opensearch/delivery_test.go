@@ -9,12 +9,14 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/gatebook/gatebook/internal/testenv/program"
 )
 
 // TestOpenSearch is all that is tried with one server: first what leaves it running,
 // the comparison, which mostly waits, beside the rest; then what stops it.
 func TestOpenSearch(t *testing.T) {
-	bin := build(t)
+	bin := program.Build(t)
 	n := newNode(t, "100mb")
 	t.Run("delivered", func(t *testing.T) { testDelivered(t, bin, n) })
 	t.Run("running", func(t *testing.T) {

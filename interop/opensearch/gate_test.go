@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -18,6 +17,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/gatebook/gatebook/internal/testenv/program"
 )
 
 // gate is the program with one sink.
@@ -31,18 +32,6 @@ type gate struct {
 	said   *output // by the server
 }
 
-// build makes the program.
-func build(t *testing.T) string {
-	t.Helper()
-	bin := filepath.Join(t.TempDir(), "gatebook")
-	cmd := exec.Command("go", "build", "-o", bin, "./cmd/gatebook")
-	cmd.Dir = "../.."
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
-	return bin
-}
-
 // newGate makes a gate whose only sink is a data stream of the node. Everybody may do
 // everything but delete.
 func newGate(t *testing.T, bin string, n *node, stream string) *gate {
@@ -52,12 +41,7 @@ func newGate(t *testing.T, bin string, n *node, stream string) *gate {
 		io.WriteString(w, "hello")
 	}))
 	t.Cleanup(up.Close)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	g := &gate{t: t, bin: bin, dir: filepath.Join(t.TempDir(), "gate"), addr: l.Addr().String()}
-	l.Close()
+	g := &gate{t: t, bin: bin, dir: filepath.Join(t.TempDir(), "gate"), addr: program.FreeAddr(t)}
 	g.run(0, "init", g.dir, "--upstream", up.URL, "--issuer", "http://127.0.0.1:1", "--self-signed", "--origin", "log.example.com/test")
 	g.write("gatebook.yaml", fmt.Sprintf(`
 data: data
