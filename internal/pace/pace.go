@@ -6,6 +6,7 @@ package pace
 import (
 	"os"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -18,12 +19,42 @@ import (
 type Group struct {
 	ends    atomic.Uint64 // slices that have ended
 	refused atomic.Uint64 // times that somebody had to look again
+
+	mu    sync.Mutex
+	turns []*turn // under mu; that nobody uses
+}
+
+// turnsMost is how many turns a group keeps: making one is six system calls.
+const turnsMost = 8
+
+// turn is one that nobody uses, or a new one; nil if there can be none.
+func (g *Group) turn() *turn {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if n := len(g.turns); n > 0 {
+		t := g.turns[n-1]
+		g.turns = g.turns[:n-1]
+		return t
+	}
+	return newTurn()
+}
+
+// keep takes a turn back.
+func (g *Group) keep(t *turn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.turns) < turnsMost {
+		g.turns = append(g.turns, t)
+		return
+	}
+	t.close()
 }
 
 // Slicer makes long work yield to traffic. It belongs to one goroutine, which
 // closes it.
 type Slicer struct {
 	group *Group
+	own   bool // the group is this Slicer's alone
 	now   func() time.Time
 	begun time.Time
 	seen  uint64 // refusals of the group when it last looked
@@ -45,10 +76,11 @@ const mostRefused = 4
 
 // New begins a slice by the clock given.
 func (g *Group) New(now func() time.Time) *Slicer {
-	if g == nil {
+	own := g == nil
+	if own {
 		g = &Group{}
 	}
-	return &Slicer{group: g, now: now, begun: now()}
+	return &Slicer{group: g, own: own, now: now, begun: now()}
 }
 
 // Yield ends the slice if it has been long enough, and lets everything else run
@@ -81,7 +113,7 @@ func (s *Slicer) rest() {
 func (s *Slicer) look() {
 	if !s.tried {
 		s.tried = true
-		s.turn = newTurn()
+		s.turn = s.group.turn()
 	}
 	if s.turn != nil && s.turn.wait() {
 		return
@@ -95,8 +127,12 @@ func (s *Slicer) look() {
 
 // Close lets go of what Yield needed. The Slicer may be used and closed again.
 func (s *Slicer) Close() {
-	if s.turn != nil {
+	switch {
+	case s.turn == nil:
+	case s.own:
 		s.turn.close()
+	default:
+		s.group.keep(s.turn)
 	}
 	s.turn, s.tried = nil, false
 }

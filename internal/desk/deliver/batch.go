@@ -11,6 +11,7 @@ import (
 
 	"github.com/gatebook/gatebook/internal/book"
 	"github.com/gatebook/gatebook/internal/book/record"
+	"github.com/gatebook/gatebook/internal/pace"
 )
 
 // batch is some consecutive records and what has become of them so far. It
@@ -19,9 +20,10 @@ type batch struct {
 	from, to uint64 // [from, to); leaves without a record may be at the end
 	planned  time.Time
 	items    []Item
-	fate     []fate // of each item
-	bytes    int    // of bodies
-	left     int    // items that are not settled
+	fate     []fate   // of each item
+	bytes    int      // of bodies
+	blocks   []*block // that bodies stand in and that can be used again
+	left     int      // items that are not settled
 	sum      tally
 	n        int  // of items, also when they were let go of
 	dropped  bool // what becomes of it is not of interest any more
@@ -62,6 +64,7 @@ type maker struct {
 	proj   Projection
 	lim    Limits
 	prefix string // of event ids
+	place  *place // in the feed, of one that reads on; nil: not so
 	// What the last batch took, so that the next need not grow to it.
 	lastItems, lastBytes int
 }
@@ -78,7 +81,7 @@ func idPrefix(origin string) string {
 }
 
 // entries hands out the records [from, to) until fn says that it is enough, and
-// returns the index it came to. fn may keep what it gets.
+// returns the index it came to. fn keeps nothing of what it gets but strings.
 func (m *maker) entries(from, to, signed uint64, fn func(*book.Entry) bool) (uint64, error) {
 	slice := m.feed.pace.New(time.Now)
 	defer slice.Close()
@@ -87,25 +90,36 @@ func (m *maker) entries(from, to, signed uint64, fn func(*book.Entry) bool) (uin
 		if err != nil {
 			return at, fmt.Errorf("reading the book at index %d: %w", at, err)
 		}
-		i := sort.Search(len(c.entries), func(i int) bool { return c.entries[i].Index >= at })
-		for ; i < len(c.entries); i++ {
-			e := &c.entries[i]
-			if e.Index >= to {
-				return to, nil
-			}
-			if !fn(e) {
-				return e.Index, nil
-			}
-			slice.Yield()
+		end, enough := c.hand(at, to, fn, slice)
+		m.feed.done(c)
+		if at = end; enough {
+			return at, nil
 		}
-		at = c.to
 	}
 	return to, nil
 }
 
-// next makes a batch of as many records from the index on as the limits allow.
-func (m *maker) next(from, signed uint64, planned time.Time) (*batch, error) {
-	d := draft{m: m, b: &batch{from: from, planned: planned}}
+// hand hands out the entries [at, to) of a chunk, and returns the index it came to
+// and whether that was enough.
+func (c *chunk) hand(at, to uint64, fn func(*book.Entry) bool, slice *pace.Slicer) (end uint64, enough bool) {
+	i := sort.Search(len(c.entries), func(i int) bool { return c.entries[i].Index >= at })
+	for ; i < len(c.entries); i++ {
+		e := &c.entries[i]
+		if e.Index >= to {
+			return to, true
+		}
+		if !fn(e) {
+			return e.Index, true
+		}
+		slice.Yield()
+	}
+	return c.to, false
+}
+
+// next makes a batch of as many records from the index on as the limits allow, but
+// at most `most`.
+func (m *maker) next(from, signed uint64, most int, planned time.Time) (*batch, error) {
+	d := draft{m: m, b: &batch{from: from, planned: planned}, most: most}
 	if n := min(uint64(m.lastItems), signed-from); n > 0 {
 		d.b.items, d.b.fate = make([]Item, 0, n), make([]fate, 0, n)
 		d.want = int((uint64(m.lastBytes) + 1024) * n / uint64(m.lastItems))
@@ -113,6 +127,9 @@ func (m *maker) next(from, signed uint64, planned time.Time) (*batch, error) {
 	to, err := m.entries(from, signed, signed, func(e *book.Entry) bool { return d.add(e, true) })
 	b := d.finish(to)
 	m.lastItems, m.lastBytes = b.n, b.bytes
+	if m.place != nil && err == nil {
+		m.feed.passed(m.place, to)
+	}
 	if err == nil && d.away != nil && b.n == 0 {
 		err = d.away
 	}
@@ -135,6 +152,7 @@ type draft struct {
 	m    *maker
 	b    *batch
 	buf  []byte // the block that is being filled
+	most int    // items of one that is bounded
 	want int    // bytes that all bodies together will have, about
 	cost int    // bytes as the limits count them
 	away *away  // the record that ended it because it must wait; nil: none
@@ -164,7 +182,7 @@ func told(err error) string {
 
 // add appends a record and reports whether it belonged to the batch.
 func (d *draft) add(e *book.Entry, bounded bool) bool {
-	if bounded && len(d.b.items) == d.m.lim.Items {
+	if bounded && len(d.b.items) == d.most {
 		return false
 	}
 	d.room()
@@ -201,9 +219,34 @@ const (
 // room begins another block if this one is nearly full. A body that does not fit
 // moves into a larger one; those before it stay where they are.
 func (d *draft) room() {
-	if cap(d.buf)-len(d.buf) < blockRoom {
-		d.buf = make([]byte, 0, min(max(d.want-d.b.bytes, blockLeast), blockBytes))
+	if cap(d.buf)-len(d.buf) >= blockRoom {
+		return
 	}
+	if left := d.want - d.b.bytes; max(left, d.b.bytes) < blockBytes/2 {
+		d.buf = make([]byte, 0, max(left, blockLeast))
+		return
+	}
+	b := d.m.feed.block()
+	d.b.blocks = append(d.b.blocks, b)
+	d.buf = b[:0]
+}
+
+// block is room for bodies.
+type block [blockBytes]byte
+
+func (f *feed) block() *block {
+	if b, ok := f.blocks.Get().(*block); ok {
+		return b
+	}
+	return new(block)
+}
+
+// reuse lets other batches have the room of a batch that nobody reads any more.
+func (b *batch) reuse(f *feed) {
+	for _, k := range b.blocks {
+		f.blocks.Put(k)
+	}
+	b.blocks = nil
 }
 
 func (d *draft) finish(to uint64) *batch {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,13 +39,39 @@ const (
 	streamsMost = 4               // readings that stand open
 	streamIdle  = 5 * time.Second // after which one is closed
 	chunkIdle   = time.Minute     // after which nothing is remembered
+	placeIdle   = 3 * time.Second // after which nothing is remembered for one who was not there
 )
 
-// chunk is some consecutive leaves of the book, decoded. It never changes.
+// chunk is some consecutive leaves of the book, decoded. It does not change as long
+// as anybody reads it.
 type chunk struct {
 	from, to uint64 // leaves that it answers for, those without a record included
 	entries  []book.Entry
 	bytes    int
+	room     *room
+
+	users int  // under feed.mu; readings that are in it
+	gone  bool // under feed.mu; not remembered any more
+}
+
+// room is what the entries of a chunk stand in. It is used again for another one
+// when nobody reads the first any more: making it anew for a thousand records costs
+// two megabytes of garbage, and collecting that costs whoever is asking.
+type room struct {
+	blocks  []*[roomBlock]record.Record // a Record is large, so there is no one slice that grows
+	entries []book.Entry                // Frame and Personal are set at the end
+	ends    []int                       // in arena, two for each entry
+	arena   []byte
+}
+
+// roomBlock is how many records are made room for at once.
+const roomBlock = 32
+
+// place is how far somebody is who reads on from there.
+type place struct {
+	reveal bool
+	at     uint64    // under feed.mu
+	seen   time.Time // under feed.mu; when it was there
 }
 
 // stream is a reading that stands open so that the next chunk costs no search.
@@ -66,11 +93,14 @@ type feed struct {
 	origin string
 	most   int // bytes of remembered chunks
 	pace   *pace.Group
+	rooms  sync.Pool // of *room
+	blocks sync.Pool // of *block
 
 	mu      sync.Mutex
 	change  sync.Cond
 	chunks  map[bool][]*chunk // by reveal, oldest use first
 	held    int
+	places  map[*place]struct{}
 	streams []*stream
 	opened  int       // streams so far, for tests of what reading costs
 	asked   time.Time // when anything was last wanted
@@ -78,7 +108,8 @@ type feed struct {
 }
 
 func newFeed(src source, origin string, most int, group *pace.Group) *feed {
-	f := &feed{src: src, origin: origin, most: most, pace: group, chunks: map[bool][]*chunk{}}
+	f := &feed{src: src, origin: origin, most: most, pace: group, chunks: map[bool][]*chunk{}, places: map[*place]struct{}{}}
+	f.rooms.New = func() any { return &room{} }
 	f.change.L = &f.mu
 	return f
 }
@@ -86,8 +117,8 @@ func newFeed(src source, origin string, most int, group *pace.Group) *feed {
 var errOtherLog = errors.New("the book is another log than the engine was started with")
 
 // chunk returns leaves that begin at or before `from` and end behind it, and no
-// later than `to`, which is signed. An error is about the whole read; nothing is
-// left out.
+// later than `to`, which is signed. The caller says done when it has read it. An
+// error is about the whole read; nothing is left out.
 func (f *feed) chunk(from, to uint64, reveal bool) (*chunk, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -97,6 +128,7 @@ func (f *feed) chunk(from, to uint64, reveal bool) (*chunk, error) {
 			return nil, errEnded
 		}
 		if c := f.remembered(from, reveal); c != nil {
+			c.users++
 			return c, nil
 		}
 		s := f.streamAt(from, reveal)
@@ -156,9 +188,68 @@ func (f *feed) read(s *stream) (*chunk, error) {
 	if s.at = c.to; s.at >= s.to {
 		f.close(s)
 	}
+	c.users++
 	f.remember(c, s.reveal)
 	f.change.Broadcast()
 	return c, nil
+}
+
+// done says that the caller has read a chunk and kept nothing of it.
+func (f *feed) done(c *chunk) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c.users--
+	f.reuse(c)
+}
+
+// drop lets go of a chunk that is not in a list any more.
+func (f *feed) drop(c *chunk) {
+	f.held -= c.bytes
+	c.gone = true
+	f.reuse(c)
+}
+
+func (f *feed) reuse(c *chunk) {
+	if c.gone && c.users == 0 {
+		f.rooms.Put(c.room)
+		c.room, c.entries = nil, nil
+	}
+}
+
+// join makes the place of somebody who reads on from there.
+func (f *feed) join(reveal bool) *place {
+	p := &place{reveal: reveal, seen: time.Now()}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.places[p] = struct{}{}
+	return p
+}
+
+func (f *feed) leave(p *place) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.places, p)
+}
+
+// passed says how far somebody is. What all have read is let go of; who has not
+// been there for a while, because a sink takes nothing, is not waited for.
+func (f *feed) passed(p *place, at uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p.at, p.seen = at, time.Now()
+	low := at
+	for q := range f.places {
+		if q.reveal == p.reveal && p.seen.Sub(q.seen) <= placeIdle {
+			low = min(low, q.at)
+		}
+	}
+	f.chunks[p.reveal] = slices.DeleteFunc(f.chunks[p.reveal], func(c *chunk) bool {
+		if c.to > low {
+			return false
+		}
+		f.drop(c)
+		return true
+	})
 }
 
 // remember keeps a chunk as long as there is room.
@@ -173,7 +264,7 @@ func (f *feed) remember(c *chunk, reveal bool) {
 		if len(f.chunks[side]) == 0 {
 			return
 		}
-		f.held -= f.chunks[side][0].bytes
+		f.drop(f.chunks[side][0])
 		f.chunks[side][0] = nil
 		f.chunks[side] = f.chunks[side][1:]
 	}
@@ -184,15 +275,19 @@ func (f *feed) remember(c *chunk, reveal bool) {
 func (f *feed) forget(reveal bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, c := range f.chunks[reveal] {
-		f.held -= c.bytes
-	}
-	delete(f.chunks, reveal)
+	f.dropAll(reveal)
 	for i := len(f.streams) - 1; i >= 0; i-- {
 		if s := f.streams[i]; !s.busy && s.reveal == reveal {
 			f.close(s)
 		}
 	}
+}
+
+func (f *feed) dropAll(reveal bool) {
+	for _, c := range f.chunks[reveal] {
+		f.drop(c)
+	}
+	delete(f.chunks, reveal)
 }
 
 // open begins a reading of [from, to).
@@ -210,7 +305,7 @@ func (f *feed) open(from, to uint64, reveal bool) (*stream, error) {
 	}
 	f.makeRoom()
 	s := &stream{reveal: reveal, at: from, to: to, view: v, used: time.Now()}
-	s.pull, s.stop = iter.Pull2(chunksOf(v, from, to, reveal))
+	s.pull, s.stop = iter.Pull2(f.chunksOf(v, from, to, reveal))
 	f.streams = append(f.streams, s)
 	f.opened++
 	return s, nil
@@ -268,8 +363,8 @@ func (f *feed) tidy(all bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if all || time.Since(f.asked) > chunkIdle {
-		clear(f.chunks)
-		f.held = 0
+		f.dropAll(false)
+		f.dropAll(true)
 	}
 	for i := len(f.streams) - 1; i >= 0; i-- {
 		if s := f.streams[i]; !s.busy && (all || time.Since(s.used) > streamIdle) {
@@ -283,12 +378,12 @@ var errStopped = errors.New("stopped")
 
 // chunksOf cuts a reading into chunks. The last one answers for leaves up to
 // `to`, records or not.
-func chunksOf(v view, from, to uint64, reveal bool) iter.Seq2[*chunk, error] {
+func (f *feed) chunksOf(v view, from, to uint64, reveal bool) iter.Seq2[*chunk, error] {
 	return func(give func(*chunk, error) bool) {
-		c := newCutter(from)
+		c := &cutter{from: from, rooms: &f.rooms}
 		err := v.Forward(from, to, reveal, func(e *book.Entry) error {
 			c.add(e)
-			if len(c.entries) < chunkItems && c.bytes < chunkBytes {
+			if len(c.room.entries) < chunkItems && c.bytes < chunkBytes {
 				return nil
 			}
 			if !give(c.cut(e.Index+1), nil) {
@@ -308,42 +403,50 @@ func chunksOf(v view, from, to uint64, reveal bool) iter.Seq2[*chunk, error] {
 
 // cutter collects copies of entries until there are enough for a chunk.
 type cutter struct {
-	from    uint64
-	block   []record.Record // being filled; a Record is large, so there is no one slice that grows
-	entries []book.Entry    // Frame and Personal are set at the end
-	ends    []int           // in arena, two for each entry
-	arena   []byte
-	bytes   int
+	from  uint64
+	rooms *sync.Pool
+	room  *room // being filled; nil: nothing yet
+	bytes int
 }
 
-func newCutter(from uint64) *cutter { return &cutter{from: from} }
+func (c *cutter) begin() {
+	c.room = c.rooms.Get().(*room)
+	c.room.entries, c.room.ends, c.room.arena = c.room.entries[:0], c.room.ends[:0], c.room.arena[:0]
+}
 
 func (c *cutter) add(e *book.Entry) {
-	if len(c.block) == cap(c.block) {
-		c.block = make([]record.Record, 0, max(1, min(2*cap(c.block), 64)))
+	if c.room == nil {
+		c.begin()
 	}
-	c.block = append(c.block, *e.Record)
-	c.entries = append(c.entries, book.Entry{Index: e.Index, Record: &c.block[len(c.block)-1], Sealed: e.Sealed})
-	c.arena = append(c.arena, e.Frame...)
-	c.ends = append(c.ends, len(c.arena))
-	c.arena = append(c.arena, e.Personal...)
-	c.ends = append(c.ends, len(c.arena))
+	r := c.room
+	at := len(r.entries)
+	if at/roomBlock == len(r.blocks) {
+		r.blocks = append(r.blocks, new([roomBlock]record.Record))
+	}
+	rec := &r.blocks[at/roomBlock][at%roomBlock]
+	*rec = *e.Record
+	r.entries = append(r.entries, book.Entry{Index: e.Index, Record: rec, Sealed: e.Sealed})
+	r.arena = append(r.arena, e.Frame...)
+	r.ends = append(r.ends, len(r.arena))
+	r.arena = append(r.arena, e.Personal...)
+	r.ends = append(r.ends, len(r.arena))
 	c.bytes += len(e.Frame) + len(e.Personal)
 }
 
 func (c *cutter) cut(to uint64) *chunk {
-	at := 0
-	for i := range c.entries {
-		frame, personal := c.ends[2*i], c.ends[2*i+1]
-		c.entries[i].Frame = c.arena[at:frame:frame]
+	if c.room == nil {
+		c.begin()
+	}
+	r, at := c.room, 0
+	for i := range r.entries {
+		frame, personal := r.ends[2*i], r.ends[2*i+1]
+		r.entries[i].Frame = r.arena[at:frame:frame]
 		if personal > frame {
-			c.entries[i].Personal = c.arena[frame:personal:personal]
+			r.entries[i].Personal = r.arena[frame:personal:personal]
 		}
 		at = personal
 	}
-	out := &chunk{from: c.from, to: to, entries: c.entries, bytes: c.bytes + entryCost*len(c.entries)}
-	// The next chunk will be about as large.
-	n := len(c.entries)
-	*c = cutter{from: to, entries: make([]book.Entry, 0, n), ends: make([]int, 0, 2*n), arena: make([]byte, 0, c.bytes+c.bytes/16)}
+	out := &chunk{from: c.from, to: to, entries: r.entries, bytes: c.bytes + entryCost*len(r.entries), room: r}
+	c.from, c.room, c.bytes = to, nil, 0
 	return out
 }

@@ -197,7 +197,7 @@ func (r *runner) makeErrand(now time.Time) {
 		n++
 	}
 	take := r.resend[:n]
-	d := draft{m: &r.maker, b: &batch{from: take[0], planned: now.UTC()}}
+	d := draft{m: &r.maker, b: &batch{from: take[0], planned: now.UTC()}, most: r.lim.Items}
 	left := 0
 	_, err := r.entries(take[0], take[n-1]+1, r.signed, func(e *book.Entry) bool {
 		if at, ok := slices.BinarySearch(take, e.Index); ok && !d.add(e, true) {

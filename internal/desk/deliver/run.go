@@ -25,6 +25,8 @@ const (
 	graceful    = 5 * time.Second         // for what is under way at the end, twice
 	maxBatches  = 256                     // planned or drafted
 	draftsMost  = 8                       // that are made before the plan of them is written
+	firstItems  = 100                     // of the first batch of a process
+	silentAfter = 2 * time.Second         // without an answer
 )
 
 // runner serves one sink. Everything below the line belongs to the goroutine of
@@ -81,8 +83,9 @@ type runner struct {
 	lastErr   string
 	lastCause string // of what the sink did not take last; a closed word
 	lastOK    time.Time
-	failing   string // what of our own does not work
-	sum       tally  // since the process began
+	heard     time.Time // when a send last ended, or began as the only one
+	failing   string    // what of our own does not work
+	sum       tally     // since the process began
 	sends     int64
 	retries   int64
 	writes    int64
@@ -152,6 +155,8 @@ func (r *runner) run() {
 		r.setState(Stopped)
 		return
 	}
+	r.place = r.feed.join(r.proj.Reveal())
+	defer r.feed.leave(r.place)
 	now := time.Now()
 	r.receiptAt, r.begun = now.Add(time.Minute), now
 	for r.ctx.Err() == nil {
@@ -207,7 +212,7 @@ func (r *runner) nextTime() time.Time {
 	if r.mustWrite() {
 		earlier(r.writeDue())
 	}
-	if r.next() < r.signed && r.roomToDraft() {
+	if r.next() < r.signed && r.roomToDraft(time.Now()) {
 		earlier(r.readAt)
 	}
 	if len(r.notes) > 0 {
@@ -243,22 +248,40 @@ func (r *runner) next() uint64 {
 // when.
 func (r *runner) halted() bool { return r.c.Paused || r.st.Paused }
 
-func (r *runner) roomToDraft() bool {
+func (r *runner) roomToDraft(now time.Time) bool {
 	if len(r.plan)+len(r.drafts) >= maxBatches || r.held >= r.c.Window || r.items >= r.c.WindowItems {
 		return false
 	}
-	// A sink that takes nothing needs no more than the batch it would be tried
-	// with, of which the age of the oldest record is known.
-	idle := r.halted() || r.pause != nil || r.gate.level > 1
-	return !idle || len(r.plan)+len(r.drafts) == 0
+	// A sink that takes nothing, or has not taken anything yet, needs no more than the
+	// batch it is tried with, of which the age of the oldest record is known.
+	if r.halted() || r.pause != nil || r.gate.level > 1 || r.unproven() {
+		return len(r.plan)+len(r.drafts) == 0
+	}
+	// One that has not answered for a while gets what it may have under way.
+	if r.silent(now) {
+		return len(r.pieces)+len(r.drafts) == 0 && r.flying < r.abreast()
+	}
+	return true
+}
+
+// unproven reports that the sink has taken nothing since the process began.
+func (r *runner) unproven() bool { return r.lastOK.IsZero() }
+
+// silent reports that something is under way and nothing has come back for a while.
+func (r *runner) silent(now time.Time) bool {
+	return r.flying > 0 && now.Sub(r.heard) > silentAfter
 }
 
 // draftOne makes the next batch if there is something to make it of.
 func (r *runner) draftOne(now time.Time) bool {
-	if now.Before(r.readAt) || r.next() >= r.signed || !r.roomToDraft() {
+	if now.Before(r.readAt) || r.next() >= r.signed || !r.roomToDraft(now) {
 		return false
 	}
-	b, err := r.maker.next(r.next(), r.signed, now.UTC())
+	most := r.lim.Items
+	if r.unproven() {
+		most = min(most, firstItems) // as much as it takes to see whether it takes anything
+	}
+	b, err := r.maker.next(r.next(), r.signed, most, now.UTC())
 	if err != nil {
 		r.unreadable(now, reading, err)
 		return false
@@ -317,10 +340,14 @@ func (r *runner) hold(b *batch) {
 	r.items += len(b.items)
 }
 
-// release lets go of the bodies of a batch that is settled.
+// release lets go of the bodies of a batch that is settled, or dropped: then a send
+// may be reading them still.
 func (r *runner) release(b *batch) {
 	r.held -= b.bytes
 	r.items -= len(b.items)
+	if b.blocks != nil && !b.dropped {
+		b.reuse(r.feed)
+	}
 	b.items, b.fate, b.bytes = nil, nil, 0
 }
 

@@ -87,7 +87,9 @@ func (r *runner) send(p *piece) {
 	for _, i := range p.at {
 		p.b.fate[i].attempts++
 	}
-	r.flying++
+	if r.flying++; r.flying == 1 {
+		r.heard = time.Now()
+	}
 	r.sends++
 	b, n := p.cut(), r.sends
 	go func() { r.results <- outcome{p, guarded(r.sendCtx, r.c.SendTimeout, r.c.Sink, b), n} }()
@@ -96,6 +98,7 @@ func (r *runner) send(p *piece) {
 // landed takes the outcome of a send.
 func (r *runner) landed(o outcome) {
 	now := time.Now()
+	r.heard = now
 	r.flying--
 	if o.p.b.dropped {
 		return // sent again from an earlier index on
