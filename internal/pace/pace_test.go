@@ -111,3 +111,36 @@ func TestTurnThatFails(t *testing.T) {
 	}
 	s.look()
 }
+
+// Turns go from one Slicer of a group to the next, and not more are kept than a few.
+func TestTurnsAreKept(t *testing.T) {
+	var g Group
+	s := g.New(time.Now)
+	s.look()
+	first := s.turn
+	if first == nil {
+		t.Fatal("there is no pipe")
+	}
+	s.Close()
+	if s.look(); s.turn != first {
+		t.Error("it made another")
+	}
+	s.Close()
+	var many []*Slicer
+	for range 3 * turnsMost {
+		many = append(many, g.New(time.Now))
+		many[len(many)-1].look()
+	}
+	for _, s := range many {
+		s.Close()
+	}
+	if len(g.turns) != turnsMost {
+		t.Errorf("%d are kept", len(g.turns))
+	}
+	for _, turn := range g.turns {
+		if !turn.wait() {
+			t.Error("one that is kept cannot be waited for")
+		}
+		turn.close()
+	}
+}

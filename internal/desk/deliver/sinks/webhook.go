@@ -1,7 +1,6 @@
 package sinks
 
 import (
-	"bytes"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -10,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -60,6 +60,7 @@ type WebhookConfig struct {
 type Webhook struct {
 	client *Client
 	conf   WebhookConfig
+	bodies composer // of client, but never compressed
 }
 
 // NewWebhook checks the configuration.
@@ -91,7 +92,7 @@ func NewWebhook(c WebhookConfig) (*Webhook, error) {
 	if err != nil {
 		return nil, fmt.Errorf("webhook: %w", err)
 	}
-	return &Webhook{client, c}, nil
+	return &Webhook{client: client, conf: c, bodies: composer{pace: c.Endpoint.Pace}}, nil
 }
 
 // hookKey reads a signing key. Errors do not repeat it.
@@ -139,7 +140,7 @@ func (h *Webhook) Renew() (changed bool, err error) {
 // Send implements deliver.Sink.
 func (h *Webhook) Send(ctx context.Context, b *deliver.Batch) deliver.Result {
 	id := webhookID(b)
-	a, err := h.post(ctx, id, webhookBody(b, id))
+	a, err := h.post(ctx, id, h.body(b, id))
 	if a == nil {
 		return failed(err, h.secrets()...)
 	}
@@ -187,13 +188,9 @@ func (h *Webhook) Test(ctx context.Context) error {
 func (h *Webhook) post(ctx context.Context, id string, body []byte) (*Answer, error) {
 	at := strconv.FormatInt(h.conf.Now().Unix(), 10)
 	f := http.Header{"Content-Type": {"application/json"}, "Webhook-Id": {id}, "Webhook-Timestamp": {at}}
-	var signs []string
-	for _, k := range h.conf.Keys {
-		key, err := hookKey(k.Get())
-		if err != nil {
-			return nil, &Unsent{err}
-		}
-		signs = append(signs, webhookSign(key, id, at, body))
+	signs, err := h.sign(id, at, body)
+	if err != nil {
+		return nil, &Unsent{err}
 	}
 	if signs != nil {
 		f.Set("Webhook-Signature", strings.Join(signs, " "))
@@ -204,12 +201,32 @@ func (h *Webhook) post(ctx context.Context, id string, body []byte) (*Answer, er
 	return h.client.Do(ctx, http.MethodPost, "", f, body)
 }
 
+// sign makes the signatures of all keys.
+func (h *Webhook) sign(id, at string, body []byte) (signs []string, err error) {
+	slice := h.bodies.pace.New(time.Now)
+	defer slice.Close()
+	for _, k := range h.conf.Keys {
+		key, err := hookKey(k.Get())
+		if err != nil {
+			return nil, err
+		}
+		signs = append(signs, webhookSign(key, id, at, body, slice.Yield))
+	}
+	return signs, nil
+}
+
+// signPiece is how much is signed without a pause.
+const signPiece = 32 << 10
+
 // webhookSign is a signature of the version v1: HMAC-SHA-256 over id, time and
-// body.
-func webhookSign(key []byte, id, at string, body []byte) string {
+// body. yield is called between two pieces.
+func webhookSign(key []byte, id, at string, body []byte, yield func()) string {
 	m := hmac.New(sha256.New, key)
 	m.Write([]byte(id + "." + at + "."))
-	m.Write(body)
+	for piece := range slices.Chunk(body, signPiece) {
+		m.Write(piece)
+		yield()
+	}
 	return "v1," + base64.StdEncoding.EncodeToString(m.Sum(nil))
 }
 
@@ -219,29 +236,29 @@ func webhookID(b *deliver.Batch) string {
 	return b.Items[0].ID + "-" + strconv.FormatUint(last.Index, 10)
 }
 
-// webhookBody is the same at every attempt: its time is that of the plan.
-func webhookBody(b *deliver.Batch, id string) []byte {
+// body is the same at every attempt: its time is that of the plan.
+func (h *Webhook) body(b *deliver.Batch, id string) []byte {
 	size := 256
 	for i := range b.Items {
 		size += len(b.Items[i].Body) + webhookVaries
 	}
-	out := bytes.NewBuffer(make([]byte, 0, size))
-	out.WriteString(`{"type":"gatebook.records","timestamp":"`)
-	out.WriteString(b.Planned.UTC().Format(time.RFC3339Nano))
-	fmt.Fprintf(out, `","data":{"batch":%q,"count":%d,"records":[`, id, len(b.Items))
-	for i := range b.Items {
-		if i > 0 {
-			out.WriteByte(',')
+	body, _ := h.bodies.body(len(b.Items), size, func(dst []byte, i int) []byte {
+		if i == 0 {
+			dst = append(dst, `{"type":"gatebook.records","timestamp":"`...)
+			dst = b.Planned.UTC().AppendFormat(dst, time.RFC3339Nano)
+			dst = fmt.Appendf(dst, `","data":{"batch":%q,"count":%d,"records":[`, id, len(b.Items))
+		} else {
+			dst = append(dst, ',')
 		}
 		name, _ := json.Marshal(b.Items[i].ID) // a string always can
-		out.WriteString(`{"id":`)
-		out.Write(name)
-		out.WriteString(`,"record":`)
-		out.Write(b.Items[i].Body)
-		out.WriteByte('}')
-	}
-	out.WriteString("]}}")
-	return out.Bytes()
+		dst = append(append(dst, `{"id":`...), name...)
+		dst = append(append(dst, `,"record":`...), b.Items[i].Body...)
+		if dst = append(dst, '}'); i == len(b.Items)-1 {
+			dst = append(dst, "]}}"...)
+		}
+		return dst
+	})
+	return body
 }
 
 // secrets are what must not come back in a detail.

@@ -150,7 +150,7 @@ func TestWebhookGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := webhookBody(b, webhookID(b)); string(got) != strings.TrimSuffix(string(want), "\n") {
+	if got := (&Webhook{}).body(b, webhookID(b)); string(got) != strings.TrimSuffix(string(want), "\n") {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
