@@ -2,7 +2,9 @@ package ledger
 
 import (
 	"crypto/sha256"
+	"encoding"
 	"encoding/binary"
+	"hash"
 
 	"golang.org/x/mod/sumdb/tlog"
 )
@@ -85,6 +87,89 @@ func commitRecord(subject *[32]byte, origin string, index uint64, frame, persona
 	p, scratch := PersonalHash(&k, personal, scratch)
 	fh := sha256.Sum256(frame)
 	return Commitment(&fh, &p), scratch
+}
+
+// committer computes the commitments of records of one log, one after the other,
+// as commitRecord does. It belongs to one goroutine.
+type committer struct {
+	origin string
+	h      hash.Hash
+	buf    [32 + 9]byte
+	pad    [64]byte
+}
+
+// subjectState is the key of a subject and the states of HMAC-SHA256 behind what
+// is the same for all of a log's records about the subject.
+type subjectState struct {
+	key          [32]byte
+	inner, outer []byte // nil until they are asked for
+}
+
+func newCommitter(origin string) *committer {
+	return &committer{origin: origin, h: sha256.New()}
+}
+
+// padded begins a hash with one of the pads of HMAC.
+func (c *committer) padded(key *[32]byte, pad uint64) {
+	for i := 0; i < 32; i += 8 {
+		binary.LittleEndian.PutUint64(c.pad[i:], binary.LittleEndian.Uint64(key[i:])^pad)
+	}
+	for i := 32; i < 64; i += 8 {
+		binary.LittleEndian.PutUint64(c.pad[i:], pad)
+	}
+	c.h.Reset()
+	c.h.Write(c.pad[:])
+}
+
+// state gives the state of the hash, appended to b.
+func (c *committer) state(b []byte) []byte {
+	b, err := c.h.(encoding.BinaryAppender).AppendBinary(b)
+	if err != nil {
+		panic("ledger: SHA-256 does not tell its state: " + err.Error())
+	}
+	return b
+}
+
+func (c *committer) restore(state []byte) {
+	if err := c.h.(encoding.BinaryUnmarshaler).UnmarshalBinary(state); err != nil {
+		panic("ledger: SHA-256 does not take its own state: " + err.Error())
+	}
+}
+
+// key is CommitKey, left in c.buf[:32].
+func (c *committer) key(s *subjectState, index uint64) {
+	if s.inner == nil {
+		c.padded(&s.key, innerPad)
+		c.h.Write(append(append(make([]byte, 0, len(labelCommit)+maxOrigin), labelCommit...), c.origin...))
+		states := c.state(make([]byte, 0, 256))
+		n := len(states)
+		c.padded(&s.key, outerPad)
+		states = c.state(states)
+		s.inner, s.outer = states[:n:n], states[n:]
+	}
+	c.restore(s.inner)
+	at := c.buf[32:]
+	binary.BigEndian.PutUint64(at, index)
+	at[8] = 0x01
+	c.h.Write(at)
+	c.h.Sum(c.buf[:0])
+	c.restore(s.outer)
+	c.h.Write(c.buf[:32])
+	c.h.Sum(c.buf[:0])
+}
+
+// record is commitRecord for the subject whose key s holds.
+func (c *committer) record(s *subjectState, index uint64, frame, personal []byte) [32]byte {
+	c.key(s, index)
+	k := [32]byte(c.buf[:32])
+	c.padded(&k, innerPad)
+	c.h.Write(personal)
+	c.h.Sum(c.buf[:0])
+	c.padded(&k, outerPad)
+	c.h.Write(c.buf[:32])
+	c.h.Sum(c.buf[:0])
+	fh := sha256.Sum256(frame)
+	return Commitment(&fh, (*[32]byte)(c.buf[:32]))
 }
 
 // manifestHash is what the entry of a manifest holds.

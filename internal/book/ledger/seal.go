@@ -250,7 +250,7 @@ func (l *Ledger) writeTemp(name string, in *segmentInput, yield func()) error {
 // compare recomputes every commitment from what the file gives back.
 func (l *Ledger) compare(in *segmentInput, back *segmentFile, yield func()) error {
 	l.unpack.yield = yield
-	var scratch []byte
+	commit := newCommitter(l.opt.Origin)
 	work := 0
 	return back.each(&in.key, l.opt.Codec, l.opt.Keys, l.unpack, func(s *Sealed) error {
 		if work += len(s.Frame) + len(s.Personal); work > workPiece {
@@ -267,8 +267,7 @@ func (l *Ledger) compare(in *segmentInput, back *segmentFile, yield func()) erro
 		if s.PersonalErr != nil {
 			return s.PersonalErr
 		}
-		var c [32]byte
-		c, scratch = commitRecord(s.key, l.opt.Origin, s.Index, s.Frame, s.Personal, scratch)
+		c := commit.record(s.key, s.Index, s.Frame, s.Personal)
 		if want.typ != entryRecord || c != want.hash {
 			return fmt.Errorf("record %d comes back with another commitment", s.Index)
 		}

@@ -3,6 +3,7 @@ package ledger
 import (
 	"bytes"
 	"crypto/aes"
+	"crypto/hkdf"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -277,10 +278,7 @@ func TestTwoKeyCiphertext(t *testing.T) {
 	keys := [2][32]byte{sha256.Sum256([]byte("one")), sha256.Sum256([]byte("two"))}
 	var derived, commits [2][32]byte
 	for i := range keys {
-		var err error
-		if derived[i], commits[i], err = blockKey(&keys[i], h, sectionPersonal, 0); err != nil {
-			t.Fatal(err)
-		}
+		derived[i], commits[i] = blockKey(&keys[i], h, sectionPersonal, 0)
 	}
 	sealed := twoKeyMessage(t, derived)
 	for i := range derived {
@@ -411,6 +409,45 @@ func TestCommitKeyIsHKDF(t *testing.T) {
 		personal := bytes.Repeat([]byte("p"), len(origin)*3)
 		if got, _ := PersonalHash(&want, personal, nil); got != hmacSum(want[:], personal) {
 			t.Errorf("origin of %d bytes: P is not HMAC-SHA256", len(origin))
+		}
+	}
+}
+
+// A block's key and the commitment to it must be the HKDF that docs/format.md
+// names.
+func TestBlockKeyIsHKDF(t *testing.T) {
+	key := sha256.Sum256([]byte("segment"))
+	for _, origin := range []string{"a", "log.example/n1/0011223344556677", strings.Repeat("o", maxOrigin)} {
+		h := &segmentHeader{first: 1<<40 + 7, salt: sha256.Sum256([]byte(origin)), origin: origin}
+		info := append(h.salt[:], labelSeal+origin...)
+		info = binary.BigEndian.AppendUint64(info, h.first)
+		info = binary.BigEndian.AppendUint32(append(info, sectionPersonal), 1<<30+9)
+		want, err := hkdf.Expand(sha256.New, key[:], string(info), 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if k, commit := blockKey(&key, h, sectionPersonal, 1<<30+9); !bytes.Equal(append(k[:], commit[:]...), want) {
+			t.Errorf("origin of %d bytes: %x %x, HKDF gives %x", len(origin), k, commit, want)
+		}
+	}
+}
+
+// Who commits to many records of one subject must get what commitRecord gives
+// for each, in whatever order subjects come.
+func TestCommitter(t *testing.T) {
+	for _, origin := range []string{"a", "log.example/n1/0011223344556677", strings.Repeat("o", 46), strings.Repeat("o", maxOrigin)} {
+		c := newCommitter(origin)
+		subjects := make([]subjectState, 3)
+		for i := range subjects {
+			subjects[i].key = sha256.Sum256([]byte{byte(i)})
+		}
+		for i := range 300 {
+			s := &subjects[i*i%3]
+			frame, personal := bytes.Repeat([]byte("f"), i*5), bytes.Repeat([]byte("p"), i)
+			want, _ := commitRecord(&s.key, origin, uint64(i)<<33, frame, personal, nil)
+			if got := c.record(s, uint64(i)<<33, frame, personal); got != want {
+				t.Fatalf("origin of %d bytes, record %d: %x, want %x", len(origin), i, got, want)
+			}
 		}
 	}
 }

@@ -299,7 +299,7 @@ type Sealed struct {
 	// PersonalErr says why Personal could not be opened; Frame is good.
 	PersonalErr error
 
-	key *[32]byte // of Subject; nil if it is not at hand
+	key *subjectState // of Subject; nil if it is not at hand
 }
 
 // each opens the whole segment and hands out every leaf in order; what is handed
@@ -340,10 +340,10 @@ func (s *segmentFile) each(key *[32]byte, codec Codec, keys Keys, u *unpacker, f
 type handing struct {
 	s    *segmentFile
 	d    *directory
-	rest [][]byte // by block: the personal parts to come
-	errs []error  // by block: why there are none
-	keys [][32]byte
-	i, r int // entries and records handed out
+	rest [][]byte       // by block: the personal parts to come
+	errs []error        // by block: why there are none
+	keys []subjectState // by block
+	i, r int            // entries and records handed out
 	out  Sealed
 }
 
@@ -352,7 +352,7 @@ func (s *segmentFile) handing(key *[32]byte, keys Keys, u *unpacker) (*handing, 
 	if err != nil {
 		return nil, err
 	}
-	h := &handing{s: s, d: d, rest: make([][]byte, len(d.blocks)), errs: make([]error, len(d.blocks)), keys: make([][32]byte, len(d.blocks))}
+	h := &handing{s: s, d: d, rest: make([][]byte, len(d.blocks)), errs: make([]error, len(d.blocks)), keys: make([]subjectState, len(d.blocks))}
 	counts := make([]int, len(d.blocks))
 	for _, o := range d.owners {
 		counts[o]++
@@ -366,7 +366,7 @@ func (s *segmentFile) handing(key *[32]byte, keys Keys, u *unpacker) (*handing, 
 			h.errs[n] = &KeyError{What: fmt.Sprintf("subject %x", id), Err: err}
 			continue
 		}
-		h.keys[n] = k
+		h.keys[n].key = k
 		if h.rest[n], err = s.personal(d, n, &k, u); err == nil && countParts(h.rest[n]) != counts[n] {
 			err = errSegment
 		}

@@ -113,24 +113,25 @@ type verification struct {
 	front   frontier
 	short   bool // leaves are missing before the end
 	saved   *Tree
-	forked  bool            // it contradicts the log
-	bound   map[uint64]bool // leaves that are manifests
-	content uint64          // records whose content was opened
-	scratch []byte
-	subject map[[16]byte]*[32]byte
+	forked  bool                       // it contradicts the log
+	bound   map[uint64]bool            // leaves that are manifests
+	content uint64                     // records whose content was opened
+	subject map[[16]byte]*subjectState // of records in the WAL
+	commit  *committer
 }
 
 // Verify reads everything and changes nothing. The caller holds the lock, or
 // verifies a copy. o.Keys learns the births in the WAL. An error means that verification itself could not be done;
 // what it found is in the report.
 func Verify(o VerifyOptions) (*Report, error) {
-	r := &verification{VerifyOptions: o, rep: &Report{Trust: TrustKey}, subject: map[[16]byte]*[32]byte{}, bound: map[uint64]bool{}}
+	r := &verification{VerifyOptions: o, rep: &Report{Trust: TrustKey}, subject: map[[16]byte]*subjectState{}, bound: map[uint64]bool{}}
 	if err := r.begin(); err != nil {
 		return nil, err
 	}
 	if r.v == nil {
 		return r.rep, nil
 	}
+	r.commit = newCommitter(r.v.Name())
 	var err error
 	if r.unpack, err = newUnpacker(); err != nil {
 		return nil, err
@@ -317,7 +318,7 @@ func (r *verification) record(file string, s *Sealed, want [32]byte) {
 		if err != nil {
 			s.PersonalErr = &KeyError{What: fmt.Sprintf("subject %x", s.Subject), Err: err}
 		} else {
-			key = &k
+			key = &subjectState{key: k}
 			r.subject[s.Subject] = key
 		}
 	}
@@ -325,9 +326,7 @@ func (r *verification) record(file string, s *Sealed, want [32]byte) {
 		r.found(&Damage{Kind: Edited, File: file, First: s.Index, Last: s.Index, Detail: "the personal part cannot be opened and no erasure accounts for it: " + s.PersonalErr.Error()})
 		return
 	}
-	var c [32]byte
-	c, r.scratch = commitRecord(key, r.v.Name(), s.Index, s.Frame, s.Personal, r.scratch)
-	if c != want {
+	if r.commit.record(key, s.Index, s.Frame, s.Personal) != want {
 		r.found(&Damage{Kind: Edited, File: file, First: s.Index, Last: s.Index, Detail: "the content does not match the commitment"})
 		return
 	}

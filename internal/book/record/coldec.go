@@ -53,12 +53,13 @@ type ColumnDecoder struct {
 	dirty  set  // those that changed since the row that was joined last
 	shape  bool // a value came or went since then
 
-	// A frame with the values, present and absent, of the row that was joined
-	// last, and what differs from it now and then.
-	ref    []byte // empty before there is one
-	at     []int  // where each row of join begins in it, and where its end does
-	loose  []int  // of join: the rows that differ, in order
-	differ set    // values that differ
+	// The row that was joined last, as a frame. Where the next one has the same
+	// values, present and absent, those that changed are changed in it.
+	ref   []byte // empty before there is one
+	at    []int  // where each row of join begins in ref, and where the last one ends
+	rowOf []int  // by place: which of join it is
+	sec   int64  // the second that stands in ref, -1 if it is not known
+	text  []byte // scratch
 }
 
 // colView is a column that is being read.
@@ -86,15 +87,16 @@ type rowID struct {
 	id      ID
 }
 
-func (r *rowID) make() ID {
+func (r *rowID) make(s *aesScratch) ID {
 	if r.by == nil {
 		return r.id
 	}
-	return r.by.At(r.ms, r.counter)
+	return r.by.at(s, r.ms, r.counter)
 }
 
 // idDecoder is the id column that is being read.
 type idDecoder struct {
+	aes                *aesScratch
 	sources            []idSource
 	prev               int
 	src, counter, diff planes
@@ -110,7 +112,8 @@ func NewColumnDecoder(cols [][]byte, n int) (*ColumnDecoder, error) {
 		return nil, fmt.Errorf("record: columns of %d frames: want 0 to %d", n, MaxRows)
 	}
 	l := &layoutV1
-	d := &ColumnDecoder{l: l, n: n, predict: newPredictor(l), cols: make([]colView, len(l.models))}
+	d := &ColumnDecoder{l: l, n: n, predict: newPredictor(l), cols: make([]colView, len(l.models)), sec: -1}
+	d.ids.aes = new(aesScratch)
 	if err := d.header(cols[colHeader]); err != nil {
 		return nil, err
 	}
@@ -246,10 +249,16 @@ func (d *ColumnDecoder) plan(cols [][]byte) {
 			d.always.add(i)
 		}
 	}
+	d.rowOf = make([]int, len(d.l.order))
 	for i := range d.l.tab {
-		if k := d.l.byRow[i]; k < 0 || d.live.has(d.l.place[k]) {
-			d.join = append(d.join, i)
+		k := d.l.byRow[i]
+		if k >= 0 && !d.live.has(d.l.place[k]) {
+			continue
 		}
+		if k >= 0 {
+			d.rowOf[d.l.place[k]] = len(d.join)
+		}
+		d.join = append(d.join, i)
 	}
 	d.at = make([]int, len(d.join)+1)
 }
@@ -375,43 +384,80 @@ func (d *ColumnDecoder) touch(i int, cameOrWent bool) {
 
 // joinRow appends the row that was decoded last as a frame.
 func (d *ColumnDecoder) joinRow(dst []byte) []byte {
-	if !d.differ.holds(&d.dirty) {
-		d.differ.addBoth(&d.dirty, &d.live)
-		d.loosen()
-	}
-	d.dirty = set{}
-	if !d.shape && len(d.ref) > 0 {
-		return d.joinLike(dst)
-	}
-	start := len(dst)
-	dst = d.joinAnew(dst)
-	d.ref = append(d.ref[:0], dst[start:]...)
-	d.shape = false
-	d.loosen()
-	return dst
-}
-
-// loosen finds the rows to be written one by one.
-func (d *ColumnDecoder) loosen() {
-	d.loose = d.loose[:0]
-	for n, i := range d.join {
-		if k := d.l.byRow[i]; k >= 0 && d.differ.has(d.l.place[k]) && d.at[n] < d.at[n+1] {
-			d.loose = append(d.loose, n)
+	if d.shape || len(d.ref) == 0 {
+		d.ref = d.joinAnew(d.ref[:0])
+		d.shape, d.sec = false, -1
+	} else {
+		for w := range d.dirty {
+			for d.dirty[w] != 0 {
+				i := d.dirty.take(w)
+				d.rewrite(d.rowOf[i], d.l.order[i])
+			}
 		}
 	}
+	d.dirty = set{}
+	return append(dst, d.ref...)
 }
 
-// joinLike is joinAnew for a row that has the values that ref has: what lies
-// between those that differ now and then is copied from it.
-func (d *ColumnDecoder) joinLike(dst []byte) []byte {
-	j, from := joiner{dst: dst}, 0
-	for _, n := range d.loose {
-		i := d.join[n]
-		j.dst = append(j.dst, d.ref[from:d.at[n]]...)
-		d.write(&j, &d.l.tab[i], d.l.byRow[i])
-		from = d.at[n+1]
+// rewrite changes the value of model k, which is the n-th of join, in ref, where
+// it has another one.
+func (d *ColumnDecoder) rewrite(n, k int) {
+	f := &d.l.tab[d.join[n]]
+	lo, hi := d.at[n], d.at[n+1]
+	switch {
+	case d.l.models[k].kind == mSymbol:
+		e := d.cols[k].entry(d.predict.sym[k] - 1)
+		if d.ref[lo] != ',' {
+			e = e[1:]
+		}
+		d.replace(n, lo, hi, e)
+	case f.typ == tID:
+		putID(d.ref[hi-1-idLength:hi-1], d.id.make(d.ids.aes))
+	case f.typ == tTime:
+		d.putTime(d.ref[hi-1-timeLength:hi-1], d.predict.val[k])
+	case f.typ == tBool: // true, as before
+	default:
+		lo += len(f.lit)
+		if d.ref[d.at[n]] == ',' {
+			lo++
+		}
+		d.text = strconv.AppendInt(d.text[:0], d.predict.val[k], 10)
+		d.replace(n, lo, hi, d.text)
 	}
-	return append(j.dst, d.ref[from:]...)
+}
+
+// replace puts text in the place of ref[lo:hi], which ends the n-th of join.
+func (d *ColumnDecoder) replace(n, lo, hi int, text []byte) {
+	if more := len(text) - (hi - lo); more != 0 {
+		size := len(d.ref)
+		if more > 0 {
+			d.ref = append(d.ref, text[:more]...)
+		}
+		copy(d.ref[hi+more:], d.ref[hi:size])
+		d.ref = d.ref[:size+more]
+		for i := n + 1; i < len(d.at); i++ {
+			d.at[i] += more
+		}
+	}
+	copy(d.ref[lo:], text)
+}
+
+// timeLength is the length of a time as text.
+const timeLength = len("0000-00-00T00:00:00.000000Z")
+
+// putTime writes a time over the one in ref. The second is mostly the same.
+func (d *ColumnDecoder) putTime(b []byte, us int64) {
+	sec := us / usPerSecond
+	if us < 0 || us > maxTime || sec != d.sec {
+		appendTime(b[:0], us)
+		d.sec = -1
+		if us >= 0 && us <= maxTime {
+			d.sec = sec
+		}
+		return
+	}
+	us -= sec * usPerSecond
+	append2(append2(append2(b[len(b)-7:len(b)-7], us/10000), us/100%100), us%100)
 }
 
 // joinAnew puts a frame together value by value.
@@ -469,7 +515,7 @@ func (d *ColumnDecoder) write(j *joiner, f *field, k int) {
 		return
 	case mID:
 		j.dst = append(appendKey(j.dst, f.lit), '"')
-		j.dst = append(d.id.make().AppendText(j.dst), '"')
+		j.dst = append(d.id.make(d.ids.aes).AppendText(j.dst), '"')
 		return
 	}
 	v := d.predict.val[k]

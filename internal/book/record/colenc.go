@@ -82,7 +82,7 @@ func (c *colState) appendTo(dst []byte, kind modelKind) []byte {
 func NewColumnEncoder(hints [][]byte) (*ColumnEncoder, error) {
 	l := &layoutV1
 	e := &ColumnEncoder{l: l, lastKept: -1, predict: newPredictor(l), cols: make([]colState, len(l.models)), num: make([]int64, len(l.models)), moved: make([]bool, len(l.models))}
-	e.ids.prev = verbatimID
+	e.ids.prev, e.ids.aes = verbatimID, new(aesScratch)
 	e.sp, e.was = new(spans), new(spans)
 	for _, h := range hints {
 		if err := e.Hint(h); err != nil {
@@ -375,6 +375,7 @@ type idSource struct {
 
 // idEncoder is the id column under construction.
 type idEncoder struct {
+	aes                *aesScratch
 	sources            []idSource
 	keys               [][]byte // of the sources in use
 	prev               int      // source of the last id, or verbatimID
@@ -385,12 +386,12 @@ type idEncoder struct {
 // find gives the source of an id, the last one first.
 func (e *idEncoder) find(id ID) (src int, counter uint64) {
 	if e.prev >= 0 {
-		if c, ok := e.sources[e.prev].Counter(id); ok {
+		if c, ok := e.sources[e.prev].counter(e.aes, id); ok {
 			return e.prev, c
 		}
 	}
 	for i := range e.sources {
-		if c, ok := e.sources[i].Counter(id); ok {
+		if c, ok := e.sources[i].counter(e.aes, id); ok {
 			return i, c
 		}
 	}

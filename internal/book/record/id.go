@@ -10,16 +10,29 @@ import (
 	"sync/atomic"
 )
 
+// idLength is the length of an id as text.
+const idLength = 36
+
 // AppendText appends the 36 characters of the id, lower case (RFC 9562
 // section 4).
 func (id ID) AppendText(dst []byte) []byte {
+	n := len(dst)
+	dst = append(dst, "00000000-0000-0000-0000-000000000000"...)
+	putID(dst[n:], id)
+	return dst
+}
+
+// putID writes the text of an id over that of another one.
+func putID(b []byte, id ID) {
+	b = b[:idLength]
+	p := 0
 	for i, c := range id {
 		if i == 4 || i == 6 || i == 8 || i == 10 {
-			dst = append(dst, '-')
+			p++
 		}
-		dst = append(dst, hexDigits[c>>4], hexDigits[c&15])
+		b[p], b[p+1] = hexDigits[c>>4], hexDigits[c&15]
+		p += 2
 	}
-	return dst
 }
 
 // String gives the text form of the id.
@@ -132,8 +145,16 @@ func (m *IDMaker) Next(startUS int64) ID {
 // At gives the id for a time in milliseconds, clamped to 48 bits, and a
 // counter.
 func (m *IDMaker) At(ms int64, counter uint64) ID {
+	s := m.scratch.Get().(*aesScratch)
+	id := m.at(s, ms, counter)
+	m.scratch.Put(s)
+	return id
+}
+
+// at is At with a scratch of the caller's.
+func (m *IDMaker) at(s *aesScratch, ms int64, counter uint64) ID {
 	ms = min(max(ms, 0), 1<<48-1)
-	l, r := m.permute(counter>>halfBits&halfMask, counter&halfMask, false)
+	l, r := m.permute(s, counter>>halfBits&halfMask, counter&halfMask, false)
 	var id ID
 	binary.BigEndian.PutUint64(id[:8], uint64(ms)<<16|7<<12|l>>25)
 	binary.BigEndian.PutUint64(id[8:], 2<<62|l&(1<<25-1)<<halfBits|r)
@@ -143,18 +164,25 @@ func (m *IDMaker) At(ms int64, counter uint64) ID {
 // Counter inverts an id. It reports false for an id that this key did not
 // make.
 func (m *IDMaker) Counter(id ID) (uint64, bool) {
+	s := m.scratch.Get().(*aesScratch)
+	counter, ok := m.counter(s, id)
+	m.scratch.Put(s)
+	return counter, ok
+}
+
+// counter is Counter with a scratch of the caller's.
+func (m *IDMaker) counter(s *aesScratch, id ID) (uint64, bool) {
 	a, b := binary.BigEndian.Uint64(id[:8]), binary.BigEndian.Uint64(id[8:])
 	if a>>12&15 != 7 || b>>62 != 2 {
 		return 0, false
 	}
-	l, r := m.permute(a&0xfff<<25|b>>halfBits&(1<<25-1), b&halfMask, true)
+	l, r := m.permute(s, a&0xfff<<25|b>>halfBits&(1<<25-1), b&halfMask, true)
 	counter := l<<halfBits | r
 	return counter, l < maxCounter>>halfBits
 }
 
 // permute runs the Feistel network or, backwards, its inverse.
-func (m *IDMaker) permute(l, r uint64, back bool) (uint64, uint64) {
-	s := m.scratch.Get().(*aesScratch)
+func (m *IDMaker) permute(s *aesScratch, l, r uint64, back bool) (uint64, uint64) {
 	for i := range rounds {
 		if back {
 			l, r = r^m.round(s, rounds-1-i, l), l
@@ -162,7 +190,6 @@ func (m *IDMaker) permute(l, r uint64, back bool) (uint64, uint64) {
 			l, r = r, l^m.round(s, i, r)
 		}
 	}
-	m.scratch.Put(s)
 	return l, r
 }
 
