@@ -21,8 +21,21 @@ type frontier struct {
 
 func (f *frontier) push(leaf tlog.Hash) {
 	f.size++
-	h := leaf
-	for level := 0; ; level++ {
+	f.add(0, leaf)
+}
+
+// pushTile adds tileWidth leaves whose root is given. The size is a multiple of
+// tileWidth.
+func (f *frontier) pushTile(root tlog.Hash) {
+	f.size += tileWidth
+	if len(f.levels) == 0 {
+		f.levels = append(f.levels, make([]tlog.Hash, 0, tileWidth))
+	}
+	f.add(1, root)
+}
+
+func (f *frontier) add(level int, h tlog.Hash) {
+	for ; ; level++ {
 		if level == len(f.levels) {
 			f.levels = append(f.levels, make([]tlog.Hash, 0, tileWidth))
 		}

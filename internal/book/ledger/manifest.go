@@ -131,15 +131,23 @@ func segmentName(first uint64, generation uint32) string {
 // coverRange splits leaves [first, first+len(hashes)) into the fewest perfect
 // subtrees of the whole tree, left to right.
 func coverRange(first uint64, hashes []tlog.Hash, yield func()) []subtree {
+	return cover(first, uint64(len(hashes)), func(at, n uint64) tlog.Hash {
+		return rootSlowly(hashes[at-first:][:n], yield)
+	})
+}
+
+// cover is coverRange of n leaves; root gives the root of the perfect subtree of
+// so many leaves at one of them.
+func cover(first, n uint64, root func(at, n uint64) tlog.Hash) []subtree {
 	var out []subtree
-	for len(hashes) > 0 {
+	for n > 0 {
 		level := byte(0)
-		for first>>level&1 == 0 && uint64(len(hashes)) >= 2<<level && level < 62 {
+		for first>>level&1 == 0 && n >= 2<<level && level < 62 {
 			level++
 		}
-		out = append(out, subtree{level, first >> level, rootSlowly(hashes[:1<<level], yield)})
+		out = append(out, subtree{level, first >> level, root(first, 1<<level)})
 		first += 1 << level
-		hashes = hashes[1<<level:]
+		n -= 1 << level
 	}
 	return out
 }

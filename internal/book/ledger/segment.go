@@ -292,8 +292,13 @@ func (p *personalParts) add(subject [16]byte, personal []byte) {
 		p.order, p.blocks = append(p.order, subject), append(p.blocks, nil)
 	}
 	p.owners = binary.AppendUvarint(p.owners, uint64(n))
-	p.blocks[n] = binary.AppendUvarint(p.blocks[n], uint64(len(personal)))
-	p.blocks[n] = append(p.blocks[n], personal...)
+	b := p.blocks[n]
+	if more := binary.MaxVarintLen32 + len(personal); cap(b)-len(b) < more {
+		// Twice as much each time: append alone would copy what is there often.
+		b = append(make([]byte, 0, max(2*cap(b), more)), b...)
+	}
+	b = binary.AppendUvarint(b, uint64(len(personal)))
+	p.blocks[n] = append(b, personal...)
 }
 
 // fileWriter writes a new file from its beginning, in pieces, and sums it up.

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/mod/sumdb/tlog"
 )
 
 // builtSegment is a segment as sealing makes it, with what went in.
@@ -479,5 +481,46 @@ func TestDroppedSegmentKey(t *testing.T) {
 	rep := w.verify()
 	if rep.ExitCode() == 0 || rep.Tree.Status != OK || rep.Keys.Status != Failed {
 		t.Errorf("verify gives exit code %d, tree %v, keys %v", rep.ExitCode(), rep.Tree, rep.Keys)
+	}
+}
+
+// A tree that grows by whole tiles and one that grows leaf by leaf are the same,
+// with the same tiles of higher levels.
+func TestPushTile(t *testing.T) {
+	leaves := make([]tlog.Hash, 3*tileWidth+7)
+	for i := range leaves {
+		leaves[i] = sha256.Sum256([]byte{byte(i), byte(i >> 8)})
+	}
+	for start := 0; start <= tileWidth; start += tileWidth {
+		var single, tiled frontier
+		for i := range leaves {
+			single.push(leaves[i])
+		}
+		for i := 0; i < len(leaves); {
+			if i >= start && i%tileWidth == 0 && i+tileWidth <= len(leaves) {
+				tiled.pushTile(perfectRoot(leaves[i:][:tileWidth]))
+				i += tileWidth
+				continue
+			}
+			tiled.push(leaves[i])
+			i++
+		}
+		if single.size != tiled.size || single.root() != tiled.root() || !slices.Equal(single.levels[1], tiled.levels[1]) {
+			t.Errorf("tiles from leaf %d: size %d root %x, leaf by leaf %d %x", start, tiled.size, tiled.root(), single.size, single.root())
+		}
+	}
+}
+
+// The roots that verify takes from whole tiles are those of coverRange, wherever
+// the segment begins and ends.
+func TestSegmentTreeRoots(t *testing.T) {
+	for _, r := range [][2]uint64{{0, 1}, {0, 256}, {0, 65536}, {3, 200}, {200, 300}, {255, 1025}, {256, 512}, {1000, 5000}, {65535, 66000}} {
+		f := &segmentFile{header: segmentHeader{first: r[0], count: r[1] - r[0]}, entries: make([]entry, r[1]-r[0])}
+		for i := range f.entries {
+			f.entries[i] = entry{entryRecord, sha256.Sum256(binary.BigEndian.AppendUint64(nil, r[0]+uint64(i)))}
+		}
+		if got, want := newSegmentTree(f).roots(), coverRange(r[0], f.leafHashes(), nil); !slices.Equal(got, want) {
+			t.Errorf("leaves %d to %d: %d roots that differ from the %d of coverRange", r[0], r[1], len(got), len(want))
+		}
 	}
 }

@@ -339,14 +339,22 @@ func (r *verification) record(file string, s *Sealed, want [32]byte) {
 }
 
 // push adds a leaf to the recomputed tree.
-func (r *verification) push(e entry) {
+func (r *verification) push(e entry) { r.pushHashed(e, e.leafHash()) }
+
+// pushHashed is push for an entry whose leaf hash is known.
+func (r *verification) pushHashed(e entry, leaf tlog.Hash) {
 	if e.typ == entryManifest {
 		if b := r.s.manifests[r.front.size]; b == nil || manifestHash(b) != e.hash {
 			r.found(&Damage{Kind: Edited, File: manifestName(r.front.size), First: r.front.size, Last: r.front.size, Detail: "the manifest is not the one that its leaf binds"})
 		}
 		r.bound[r.front.size] = true
 	}
-	r.front.push(e.leafHash())
+	r.front.push(leaf)
+	r.pushed()
+}
+
+// pushed looks at the tree where it has the size of a checkpoint.
+func (r *verification) pushed() {
 	if r.saved != nil && r.front.size == r.saved.Size && r.front.root() != r.saved.Root {
 		r.forked = true
 		r.found(&Damage{Kind: Forked, File: "checkpoint", First: 0, Last: r.saved.Size - 1, Detail: "the log is not the one that the saved checkpoint was taken from"})

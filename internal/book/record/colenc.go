@@ -29,7 +29,13 @@ type ColumnEncoder struct {
 	moved    []bool // by model: its symbol is another one than in the last row
 	id       ID     // of the last row
 	us       int64  // its time
+	scan     scanner
+	second   [secondLength]byte // the last time that was scanned, as text, up to its second
+	secondUS int64              // and that second in microseconds, -1 before there is one
 }
+
+// secondLength is how much of a time's text, its quote included, says the second.
+const secondLength = len(`"0000-00-00T00:00:00`)
 
 // colState is a column under construction.
 type colState struct {
@@ -81,7 +87,7 @@ func (c *colState) appendTo(dst []byte, kind modelKind) []byte {
 // NewColumnEncoder makes an encoder. hints are keys of id makers.
 func NewColumnEncoder(hints [][]byte) (*ColumnEncoder, error) {
 	l := &layoutV1
-	e := &ColumnEncoder{l: l, lastKept: -1, predict: newPredictor(l), cols: make([]colState, len(l.models)), num: make([]int64, len(l.models)), moved: make([]bool, len(l.models))}
+	e := &ColumnEncoder{l: l, lastKept: -1, predict: newPredictor(l), cols: make([]colState, len(l.models)), num: make([]int64, len(l.models)), moved: make([]bool, len(l.models)), secondUS: -1}
 	e.ids.prev, e.ids.aes = verbatimID, new(aesScratch)
 	e.sp, e.was = new(spans), new(spans)
 	for _, h := range hints {
@@ -206,12 +212,12 @@ func (e *ColumnEncoder) parsed(m *model, frame []byte) int64 {
 // alike codes a frame that has the values that the last row has, present and
 // absent. It reports false if the frame has others, or is none.
 func (e *ColumnEncoder) alike(frame []byte) bool {
-	s := scanner{b: frame}
-	k := &e.like
+	s, k := &e.scan, &e.like
+	s.b, s.pos, s.what = frame, 0, ""
 	e.todo, e.fresh = e.always, set{}
 	from := int32(0)
 	for n := 0; ; n++ {
-		if !k.gap(&s, from, n) {
+		if !k.gap(s, from, n) {
 			return false
 		}
 		if n == len(k.loose) {
@@ -219,7 +225,7 @@ func (e *ColumnEncoder) alike(frame []byte) bool {
 		}
 		v := &k.values[k.loose[n]]
 		from = v.hi
-		if !e.looseValue(&s, v) {
+		if !e.looseValue(s, v) {
 			return false
 		}
 	}
@@ -280,11 +286,47 @@ func (e *ColumnEncoder) looseValue(s *scanner, v *refValue) bool {
 			return false
 		}
 		e.num[v.model] = n
+	case v.typ == tTime:
+		return e.time(s)
 	default:
 		return s.value(v.typ)
 	}
 	e.todo.add(i)
 	return true
+}
+
+// time scans a time. Its second is mostly that of the one before.
+func (e *ColumnEncoder) time(s *scanner) bool {
+	const size = secondLength + len(`.000000Z"`)
+	if len(s.b)-s.pos < size {
+		return false
+	}
+	b := s.b[s.pos : s.pos+size]
+	if us, ok := microseconds(b[secondLength:]); ok && e.secondUS >= 0 && string(b[:secondLength]) == string(e.second[:]) {
+		s.us = e.secondUS + us
+		s.pos += size
+		return true
+	}
+	if !s.value(tTime) {
+		return false
+	}
+	copy(e.second[:], b)
+	e.secondUS = s.us - s.us%usPerSecond
+	return true
+}
+
+// microseconds reads a fraction of six digits, with what stands around it.
+func microseconds(b []byte) (us int64, ok bool) {
+	if b[0] != '.' || b[7] != 'Z' || b[8] != '"' {
+		return 0, false
+	}
+	for _, c := range b[1:7] {
+		if c-'0' > 9 {
+			return 0, false
+		}
+		us = us*10 + int64(c-'0')
+	}
+	return us, true
 }
 
 // number codes a number, or the id.
