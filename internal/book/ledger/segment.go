@@ -220,7 +220,8 @@ func (u *unpacker) open(sealed []byte, b sealedBlock, key *[32]byte, h *segmentH
 	case packRaw:
 		raw = append([]byte(nil), u.tmp[1:]...)
 	case packZstd:
-		if raw, err = u.unpack(u.tmp[1:], make([]byte, 0, min(int(b.raw), maxBlockRaw, 4096+64*len(sealed)))); err != nil {
+		// One byte more, in which the end is met without making room for more.
+		if raw, err = u.unpack(u.tmp[1:], make([]byte, 0, min(int(b.raw)+1, maxBlockRaw, 4096+64*len(sealed)))); err != nil {
 			return nil, fmt.Errorf("%w: %v", errSegment, err)
 		}
 	default:
