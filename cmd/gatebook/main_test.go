@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -20,6 +19,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/gatebook/gatebook/internal/testenv/program"
 )
 
 // TestMain puts a program "gatebook", which is this test binary running main,
@@ -164,15 +165,7 @@ func (s *site) read(name string) []byte {
 	return b
 }
 
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
+func freeAddr(t *testing.T) string { return program.FreeAddr(t) }
 
 // run runs a command to its end and demands its exit code.
 func (s *site) run(want int, args ...string) string {

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -22,6 +21,8 @@ import (
 	// The program is built by a command of its own. With its parts in this test
 	// too, a result of an older program is never taken from the test cache.
 	_ "github.com/gatebook/gatebook/internal/cli"
+
+	"github.com/gatebook/gatebook/internal/testenv/program"
 )
 
 // unpacked is the root file system of the image for this machine, with what a
@@ -128,7 +129,7 @@ func TestStarts(t *testing.T) {
 	}
 	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "hello from %s", r.URL.Path) }))
 	defer up.Close()
-	gate, health := freeAddr(t), freeAddr(t)
+	gate, health := program.FreeAddr(t), program.FreeAddr(t)
 	etc := filepath.Join(root, "etc", "gatebook")
 	if err := os.Mkdir(filepath.Join(etc, "policies"), 0o755); err != nil {
 		t.Fatal(err)
@@ -220,14 +221,4 @@ func fetch(t *testing.T, url string) string {
 		t.Fatal(err)
 	}
 	return string(b)
-}
-
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }

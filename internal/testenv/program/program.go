@@ -11,7 +11,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -248,15 +247,4 @@ func (g *Gate) Reason(id string) string {
 		g.T.Fatalf("%d records of %q", len(found), id)
 	}
 	return found[0].Frame.Error.Reason
-}
-
-// FreeAddr is an address of this machine where nobody listens.
-func FreeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
