@@ -200,7 +200,7 @@ func protocols(t *testing.T, test func(t *testing.T, proto string)) {
 // TestBigBodies sends and fetches bodies of which memory could hold no part
 // worth mentioning.
 func TestBigBodies(t *testing.T) {
-	size := soak[int64](256*mib, 5<<30)
+	size := soak[int64](256*mib/raceShare, 5<<30)
 	protocols(t, func(t *testing.T, proto string) {
 		s, _ := bodySite(t)
 		c := s.clientOf(proto, "")
@@ -349,7 +349,7 @@ func crowd(i, perAddress int) string {
 
 // TestIdleConnections keeps many connections open that do nothing.
 func TestIdleConnections(t *testing.T) {
-	for proto, n := range map[string]int{"h1": soak(2000, 10000), "h2": soak(200, 2000)} {
+	for proto, n := range map[string]int{"h1": soak(2000/raceShare, 10000), "h2": soak(200/raceShare, 2000)} {
 		t.Run(proto, func(t *testing.T) {
 			s, _ := bodySite(t)
 			for range 20 { // what the first requests make stays
@@ -441,7 +441,7 @@ func (s *site) slowReader(from, path string, started chan<- struct{}, release <-
 // nothing.
 func TestSlowReaders(t *testing.T) {
 	const size = 16 * mib
-	n := soak(200, 1000)
+	n := soak(200/raceShare, 1000)
 	s, _ := bodySite(t)
 	if _, _, err := s.exchanged(s.clientOf("h1", ""), "GET", fmt.Sprint("/big/down/", size), nil, 0); err != nil {
 		t.Fatal(err)
@@ -529,7 +529,7 @@ func TestSlowUploads(t *testing.T) {
 	const size = 64 << 10
 	protocols(t, func(t *testing.T, proto string) {
 		s, _ := bodySite(t)
-		n := soak(50, 400)
+		n := soak(48/raceShare, 400)
 		ids := make(chan string, n)
 		grown := s.growth(func() {
 			var wg sync.WaitGroup

@@ -97,7 +97,7 @@ func h2Network(n int) string { return fmt.Sprintf("127.30.%d.0/24", n) }
 // records of their own. A client beside them is served all the time, and
 // memory and goroutines stay within bounds.
 func TestFloodHTTP2(t *testing.T) {
-	conns := 24 // of each flood, four at a time
+	conns := 24 / raceShare // of each flood, four at a time
 	if os.Getenv("GATEBOOK_SOAK") != "" {
 		conns = 400
 	}
@@ -281,7 +281,7 @@ func h2Book(t *testing.T, s *site, conns int) {
 // names, each new. The table does not grow, each refusal of the one who asks
 // too often is in the book, and those who ask for the first time are served.
 func TestFloodKeys(t *testing.T) {
-	keys := 8000
+	keys := 8000 / raceShare
 	if os.Getenv("GATEBOOK_SOAK") != "" {
 		keys = 100_000
 	}

@@ -162,7 +162,7 @@ func TestFoldKills(t *testing.T) {
 	for _, after := range []bool{false, true} {
 		t.Run(fmt.Sprintf("after: %v", after), func(t *testing.T) {
 			kills := 0
-			for n := int64(1); ; n += int64(stride(11)) {
+			for n := int64(1); ; n += int64(stride(11 * sweepStep)) {
 				s := newSiege(t)
 				ops := s.stopAt(n, after)
 				err := s.tell()
@@ -215,7 +215,7 @@ func TestFoldPowerCuts(t *testing.T) {
 	for _, mode := range []string{"lose all", "lose some"} {
 		t.Run(mode, func(t *testing.T) {
 			recovered := 0
-			for n := int64(1); ; n += int64(stride(17)) {
+			for n := int64(1); ; n += int64(stride(17 * sweepStep)) {
 				s := newSiege(t)
 				ops := s.stopAt(n, false)
 				err := s.tell()

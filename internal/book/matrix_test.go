@@ -278,7 +278,7 @@ func TestFaultMatrix(t *testing.T) {
 		o.Ballast = 16 << 10
 	})
 	base.cfg.FoldSlots = keepForAll
-	stride := int64(29)
+	stride := int64(29 * sweepStep)
 	if soak() {
 		stride = 1
 	}
@@ -296,7 +296,7 @@ func TestFaultMatrix(t *testing.T) {
 		}
 	}
 	t.Logf("%d cases in %d places", cases, len(hit))
-	if cases < 100 {
+	if cases < 100/sweepStep {
 		t.Errorf("only %d cases", cases)
 	}
 }
@@ -315,7 +315,7 @@ func TestReadFaults(t *testing.T) {
 	}
 	files, state := base.files.Kill(), base.state.Snapshot()
 	refused, cases := 0, 0
-	for n := 1; ; n++ {
+	for n := 1; ; n += sweepStep {
 		r := *base
 		r.files, r.state = files.Clone(), state.Snapshot()
 		reads := 0

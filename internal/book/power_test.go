@@ -73,7 +73,7 @@ func newTold() *told {
 func TestPowerCuts(t *testing.T) {
 	for _, mode := range []string{"lose all", "lose some"} {
 		t.Run(mode, func(t *testing.T) {
-			stride := 5
+			stride := 5 * sweepStep
 			if soak() {
 				stride = 1
 			}

@@ -358,7 +358,7 @@ func TestServeOnKeyStoreFlips(t *testing.T) {
 	for n := 0; n < len(s.state); n += step {
 		at = append(at, n+n/step%16)
 	}
-	for n := 0; n < len(s.state); n += page { // the head of each page
+	for n := 0; n < len(s.state); n += page * sweepStep { // the head of each page
 		at = append(at, n, n+8, n+10, n+12, n+15, n+16, n+20, n+24, n+28)
 	}
 	for _, n := range at {
