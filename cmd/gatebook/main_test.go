@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net/http"
@@ -13,6 +14,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -32,6 +35,10 @@ func TestMain(m *testing.M) {
 		// The room between two collections, which the detector multiplies, would
 		// hide what a flood takes.
 		os.Setenv("GOGC", "100")
+	}
+	// Most tests wait for processes and the disk; -parallel still overrules this.
+	if err := flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0))); err != nil {
+		panic(err)
 	}
 	testscript.Main(m, map[string]func(){"gatebook": main, "gatebook-flood": floodMain})
 }
