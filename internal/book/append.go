@@ -57,15 +57,35 @@ type buffer struct {
 	key             keys.Key
 }
 
+// opening is what an exchange's open mark leaves for its record.
+type opening struct {
+	record.Kept
+	who     string
+	subject keys.Subject // of the mark
+	gen     uint64       // of the key ring when it was resolved
+	born    bool         // it needs no Birth any more
+}
+
 // append is the record's way. marked: its exchange has an open mark.
 func (rec *Recorder) append(ctx context.Context, kind ledger.ItemKind, marked bool, r *record.Record, l record.Level) error {
 	b := rec.book
 	if kind == ledger.ItemOpen {
 		r.Outcome = record.Unknown
 	}
-	buf, err := b.encode(kind, kind == ledger.ItemRecord, r, rec.redact(r, kind == ledger.ItemOpen))
+	who, o := rec.redact(r)
+	first := o == nil && kind == ledger.ItemOpen
+	if first {
+		o = b.openings.Get().(*opening)
+	}
+	buf, err := b.encode(kind, kind == ledger.ItemRecord, r, who, o)
 	if err != nil {
 		return rec.lost(kind, r.ID, marked, r.Time, err)
+	}
+	if first {
+		o.Keep(r, buf.frame, buf.personal)
+		r.Raw.Kept = &o.Kept
+	} else if o != nil {
+		b.forget(o)
 	}
 	buf.item.Reserve = reserve(r.Kind, marked)
 	if kind == ledger.ItemRecord && rec.rules != b.own {
@@ -84,6 +104,9 @@ func (rec *Recorder) append(ctx context.Context, kind ledger.ItemKind, marked bo
 		b.alerts.add(r.Event.Name)
 	}
 	b.appended(buf)
+	if first {
+		o.born = true
+	}
 	return nil
 }
 
@@ -100,42 +123,46 @@ func reserve(k record.Kind, marked bool) ledger.Reserve {
 	return ledger.UseNothing
 }
 
-// redact makes r what may be kept and returns whose it is. first: r comes here
-// again when its exchange ends, and what has not changed until then need not be
-// looked at twice.
-func (rec *Recorder) redact(r *record.Record, first bool) (who string) {
-	b := rec.book
-	r.Node, r.Snap = b.cfg.Node, rec.snap
+// redact makes r what may be kept and returns whose it is, and what its open
+// mark left, if it came here before.
+func (rec *Recorder) redact(r *record.Record) (who string, o *opening) {
+	r.Node, r.Snap = rec.book.cfg.Node, rec.snap
 	who = r.Raw.IssuerSub
-	kept := r.Raw.Kept
-	rec.rules.Apply(r)
-	if kept == nil && first {
-		kept = b.kept.Get().(*record.Record)
-		*kept = *r
-		r.Raw.Kept = kept
-	} else if kept != nil {
-		*kept = record.Record{}
-		b.kept.Put(kept)
+	if k := r.Raw.Kept; k != nil {
+		o = k.Owner.(*opening)
 	}
+	rec.rules.Apply(r)
 	r.Raw.IssuerSub = who // the record passes here twice and stays the same subject's
-	return who
+	return who, o
 }
 
-// encode resolves the subject of a redacted record and makes its item.
-func (b *Book) encode(kind ledger.ItemKind, closes bool, r *record.Record, who string) (*buffer, error) {
-	s, claim, err := b.subject(r, who)
+// encode resolves the subject of a redacted record and makes its item. o, if not
+// nil, is of its open mark; of one that is new it learns the subject.
+func (b *Book) encode(kind ledger.ItemKind, closes bool, r *record.Record, who string, o *opening) (*buffer, error) {
+	s, claim, err := b.subject(r, who, o)
 	if err != nil {
 		return nil, err
 	}
 	r.Subject = s.Pseudonym
 	buf := b.buffers.Get().(*buffer)
-	buf.frame, buf.personal = record.Append(buf.frame[:0], buf.personal[:0], r)
+	if o != nil {
+		buf.frame, buf.personal = o.Append(buf.frame[:0], buf.personal[:0], r)
+	} else {
+		buf.frame, buf.personal = record.Append(buf.frame[:0], buf.personal[:0], r)
+	}
 	buf.key = s.Key
 	buf.item = ledger.Item{
 		Kind: kind, Mark: r.ID, Closes: closes, Time: r.Time, Subject: s.ID, SubjectKey: &buf.key,
 		Births: [2][]byte{s.Birth, claim}, Frame: buf.frame, Personal: buf.personal, Housekeeping: housekeeping(r.Kind),
 	}
 	return buf, nil
+}
+
+// forget gives back what an open mark left.
+func (b *Book) forget(o *opening) {
+	o.Forget()
+	o.who, o.subject, o.born = "", keys.Subject{}, false
+	b.openings.Put(o)
 }
 
 // appended notes what follows from a batch that is in the WAL.
@@ -174,10 +201,14 @@ func housekeeping(k record.Kind) bool {
 	return false
 }
 
-// subject resolves whom the personal part is about.
-func (b *Book) subject(r *record.Record, issuerSub string) (s keys.Subject, claim []byte, err error) {
+// subject resolves whom the personal part is about. What o knows from the open
+// mark still holds if nobody was erased since.
+func (b *Book) subject(r *record.Record, issuerSub string, o *opening) (s keys.Subject, claim []byte, err error) {
 	start := r.At()
+	gen := b.ring.Generation()
 	switch {
+	case o != nil && o.born && o.gen == gen && o.who == issuerSub && o.Record.Time == r.Time && o.Record.Personal.IP == r.Personal.IP:
+		s = o.subject
 	case issuerSub != "":
 		s, err = b.ring.Person(issuerSub)
 	case r.Personal.IP != "":
@@ -190,6 +221,10 @@ func (b *Book) subject(r *record.Record, issuerSub string) (s keys.Subject, clai
 	}
 	if err != nil {
 		return s, nil, fmt.Errorf("resolving the subject: %w", err)
+	}
+	if o != nil {
+		o.who, o.subject, o.gen, o.born = issuerSub, s, gen, s.Birth == nil
+		o.subject.Birth = nil
 	}
 	return s, claim, nil
 }

@@ -275,7 +275,7 @@ type Book struct {
 	records  atomic.Int64 // since the last heartbeat
 	stepped  atomic.Int64 // by how many ns the clock was stepped since the last heartbeat, if it was far
 	buffers  sync.Pool
-	kept     sync.Pool // of *record.Record: what redaction left in open marks
+	openings sync.Pool // of *opening
 	hashers  sync.Pool // of *tokenHasher
 }
 
@@ -426,7 +426,11 @@ func (b *Book) TokenHash(issuer, tokenID string) string {
 
 func (b *Book) makePools() {
 	b.buffers.New = func() any { return new(buffer) }
-	b.kept.New = func() any { return new(record.Record) }
+	b.openings.New = func() any {
+		o := new(opening)
+		o.Owner = o
+		return o
+	}
 	b.hashers.New = func() any { return &tokenHasher{mac: hmac.New(sha256.New, b.tokens[:])} }
 }
 

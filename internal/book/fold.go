@@ -415,7 +415,7 @@ func (s *foldSlot) begin(f *folds, w *fold, now time.Time) {
 // several networks have in common is about none of them.
 func (rec *Recorder) newFold(k foldKey, r *record.Record, now time.Time) (*fold, error) {
 	b := rec.book
-	who := rec.redact(r, false)
+	who, _ := rec.redact(r)
 	if k.coarse() {
 		r.Personal = record.Personal{}
 	}
@@ -423,7 +423,7 @@ func (rec *Recorder) newFold(k foldKey, r *record.Record, now time.Time) (*fold,
 	at := now.UnixMicro()
 	r.Outcome = record.Failure
 	r.Event = record.Event{Name: eventFold, Count: 1, Exact: true, First: at, Last: at}
-	buf, err := b.encode(ledger.ItemOpen, false, r, who)
+	buf, err := b.encode(ledger.ItemOpen, false, r, who, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -256,7 +256,8 @@ func (b *Book) freeze() (due, error) {
 // record that was kept before is not kept again.
 func (b *Book) noteSurely(ctx context.Context, r *record.Record) error {
 	rec := Recorder{book: b, rules: b.own, set: b.own.Digest()}
-	buf, err := b.encode(ledger.ItemRecord, true, r, rec.redact(r, false))
+	who, _ := rec.redact(r)
+	buf, err := b.encode(ledger.ItemRecord, true, r, who, nil)
 	if err != nil {
 		return err
 	}

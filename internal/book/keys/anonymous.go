@@ -263,6 +263,7 @@ func (r *Ring) DropDay(t time.Time) error {
 		_, err = r.deleteRows(func(row blindRow) bool { return row.field == FieldClaimed && row.day == num })
 	}
 	// After an unknown outcome the store is asked again, too.
+	r.gen.Add(1)
 	delete(r.days, num)
 	r.strangers.removeIf(func(s *stranger) bool { return s.day == num })
 	if err != nil {

@@ -307,6 +307,11 @@ func (r *Ring) findSubjectKey(h hash, id ID) (Key, error) {
 	return key, nil
 }
 
+// Generation changes whenever a subject stops to be what its name resolves to:
+// one that was resolved after a call of it is still good as long as another call
+// gives the same.
+func (r *Ring) Generation() uint64 { return r.gen.Load() }
+
 // unchanged tells whether nothing was removed from the caches since gen.
 func (r *Ring) unchanged(gen uint64) func() bool {
 	return func() bool { return r.gen.Load() == gen }

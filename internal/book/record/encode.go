@@ -88,13 +88,17 @@ func steps(tab []field) []step {
 // value gives access to the value of a step, which is a T by the schema.
 func value[T any](r *Record, off uintptr) *T { return (*T)(unsafe.Add(unsafe.Pointer(r), off)) }
 
-// appendTable walks a schema table and its steps. A nested object that turns out
-// to be empty is taken back.
+// appendTable writes all rows of a schema table as one object.
 func appendTable(dst []byte, tab []field, steps []step, r *Record) []byte {
+	return append(appendRows(append(dst, '{'), tab, steps, 0, len(steps), r), '}')
+}
+
+// appendRows walks the rows of a schema table and their steps from first to
+// before end. A nested object that turns out to be empty is taken back.
+func appendRows(dst []byte, tab []field, steps []step, first, end int, r *Record) []byte {
 	var marks [4]int
 	depth := 0
-	dst = append(dst, '{')
-	for i := 0; i < len(steps); {
+	for i := first; i < end; {
 		f := &steps[i]
 		switch f.typ {
 		case tString:
@@ -125,7 +129,7 @@ func appendTable(dst []byte, tab []field, steps []step, r *Record) []byte {
 		}
 		i++
 	}
-	return append(dst, '}')
+	return dst
 }
 
 // appendOther appends the fields of the less frequent types.

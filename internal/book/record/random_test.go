@@ -105,7 +105,7 @@ func fillRandom(rng *rand.Rand, v reflect.Value, density float64) {
 				*p = append(*p, Pair{clean(randomString(rng)), randomString(rng)})
 			}
 			slices.SortStableFunc(*p, func(a, b Pair) int { return strings.Compare(a.Name, b.Name) })
-		case *Kind, *Outcome, *ID, **Record: // set by the caller
+		case *Kind, *Outcome, *ID, **Kept: // set by the caller
 		default:
 			panic(fmt.Sprintf("no random value for %T", p))
 		}

@@ -283,6 +283,6 @@ type Raw struct {
 	// mark.
 	Fold bool
 	// Kept, if not nil, is the record as redaction left it when it last looked:
-	// what has not changed since need not be looked at again.
-	Kept *Record
+	// what has not changed since need not be looked at or written again.
+	Kept *Kept
 }

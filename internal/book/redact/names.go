@@ -11,7 +11,7 @@ import (
 
 // names replaces every name from outside that is not configured or loaded.
 func (w *work) names() {
-	u, r, was, like := w.u, w.r, w.was, w.like
+	u, r, like := w.u, w.r, w.like
 	w.known(&r.Route, like.Route, u.routes)
 	w.known(&r.Host, like.Host, u.hosts)
 	w.known(&r.TLS.SNI, like.TLS.SNI, u.sni)
@@ -20,9 +20,7 @@ func (w *work) names() {
 	w.known(&r.Authn.Alg, like.Authn.Alg, algorithms)
 	w.known(&r.Method, like.Method, methods)
 	w.known(&r.Proto, like.Proto, protocols)
-	if r.Trace != was.Trace && (len(r.Trace) > 64 || !isHexOrDash(r.Trace)) {
-		w.drop(&r.Trace)
-	}
+	w.trace()
 	if r.Authn.Client != w.was.Authn.Client {
 		w.loaded(&r.Authn.Client, u.clients, ClientName)
 	}
@@ -34,6 +32,13 @@ func (w *work) names() {
 	}
 	if !slices.Equal(r.Authn.AMR, w.was.Authn.AMR) {
 		w.nameList(&r.Authn.AMR, u.amr.has)
+	}
+}
+
+// trace keeps a trace id of the usual form.
+func (w *work) trace() {
+	if t := &w.r.Trace; *t != w.was.Trace && (len(*t) > 64 || !isHexOrDash(*t)) {
+		w.drop(t)
 	}
 }
 

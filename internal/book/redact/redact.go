@@ -83,6 +83,7 @@ type Rules struct {
 	roles, acr, amr, kids    set
 	loaded                   func(Name, string) bool
 	exchanges, others        []frameGroup // of records with names from outside, and without
+	endings                  []frameGroup // of exchanges: those that record.Kept.Same does not speak of
 	digest                   string
 	harmless                 harmless
 	usual                    usual
@@ -175,6 +176,9 @@ func New(c Config) (*Rules, error) {
 		u.others = group(u.others, frameString{f, limit})
 		if !named.has(f.Path) {
 			u.exchanges = group(u.exchanges, frameString{f, limit})
+			if !record.SameCovers(f.Path) {
+				u.endings = group(u.endings, frameString{f, limit})
+			}
 		}
 	}
 	u.digest = u.sum()
@@ -305,33 +309,64 @@ func (u *Rules) Apply(r *record.Record) {
 	w := work{u: u, r: r, was: &unseen}
 	raw := r.Raw
 	r.Raw = record.Raw{}
-	if k := raw.Kept; k != nil && k.San.Set == u.digest && k.Kind == r.Kind {
-		w.was = k
+	if k := raw.Kept; k != nil && k.Record.San.Set == u.digest && k.Record.Kind == r.Kind {
+		w.was = &k.Record
 	}
 	w.like = w.was
+	if w.was != &unseen && isExchange(r.Kind) && !brings(&raw) && raw.Kept.Same(r) {
+		w.ended()
+	} else {
+		w.all(&raw)
+	}
+	r.San.Set = u.digest
+	r.San.Dropped += w.dropped
+	r.San.Masked += w.masked
+	r.San.Tripped += w.tripped
+}
+
+// all looks at everything.
+func (w *work) all(raw *record.Raw) {
+	u, r := w.u, w.r
 	if isExchange(r.Kind) {
 		if w.was == &unseen {
 			w.like = u.usual.get()
 		}
 		w.names()
 	}
-	w.path(&raw)
-	w.query(&raw)
-	w.text(&raw)
-	w.pairs(&raw)
+	w.path(raw)
+	w.query(raw)
+	w.text(raw)
+	w.pairs(raw)
 	w.identity()
-	w.address(&raw)
+	w.address(raw)
 	if u.minimal {
 		w.minimal()
 	}
-	w.bounds()
+	groups := u.others
+	if isExchange(r.Kind) {
+		groups = u.exchanges
+	}
+	w.strings(groups)
+	w.lists()
 	if w.was == &unseen && w.looked > 0 && isExchange(r.Kind) {
 		u.usual.offer(r)
 	}
-	r.San.Set = u.digest
-	r.San.Dropped += w.dropped
-	r.San.Masked += w.masked
-	r.San.Tripped += w.tripped
+}
+
+// ended is all when everything but how an exchange ended was looked at before.
+func (w *work) ended() {
+	w.trace()
+	if w.u.minimal {
+		w.minimal()
+	}
+	w.strings(w.u.endings)
+	w.shortList(&w.r.Links, w.was.Links)
+}
+
+// brings reports whether there is anything that is not yet in a record.
+func brings(raw *record.Raw) bool {
+	return raw.Path != "" || raw.Unmatched || raw.Query != "" || raw.UA != "" || raw.Referer != "" ||
+		len(raw.Headers) > 0 || len(raw.Claims) > 0 || raw.RemoteAddr != ""
 }
 
 // unseen is what w.was is when nothing was looked at before. It is only read.
@@ -419,13 +454,9 @@ func (w *work) cut(p *string, limit int, but exempt) {
 	}
 }
 
-// bounds caps and scans every string of the frame, and caps its lists.
-func (w *work) bounds() {
+// strings caps and scans the strings of groups.
+func (w *work) strings(groups []frameGroup) {
 	r := w.r
-	groups := w.u.others
-	if isExchange(r.Kind) {
-		groups = w.u.exchanges
-	}
 	for i := range groups {
 		g := &groups[i]
 		if g.same != nil && g.same(r, w.like) {
@@ -439,18 +470,26 @@ func (w *work) bounds() {
 			}
 		}
 	}
-	for _, l := range [...]struct{ now, was *[]string }{
-		{&r.Authn.Roles, &w.was.Authn.Roles}, {&r.Authn.AMR, &w.was.Authn.AMR}, {&r.Authz.Policies, &w.was.Authz.Policies},
-		{&r.Authz.ShadowPolicies, &w.was.Authz.ShadowPolicies}, {&r.Links, &w.was.Links},
-	} {
-		if slices.Equal(*l.now, *l.was) {
-			continue
-		}
-		w.list(l.now, maxItems, func(s string) string {
-			w.name(&s, capItem)
-			return s
-		})
+}
+
+// lists caps the lists of the frame and what they hold.
+func (w *work) lists() {
+	r, was := w.r, w.was
+	w.shortList(&r.Authn.Roles, was.Authn.Roles)
+	w.shortList(&r.Authn.AMR, was.Authn.AMR)
+	w.shortList(&r.Authz.Policies, was.Authz.Policies)
+	w.shortList(&r.Authz.ShadowPolicies, was.Authz.ShadowPolicies)
+	w.shortList(&r.Links, was.Links)
+}
+
+func (w *work) shortList(l *[]string, was []string) {
+	if slices.Equal(*l, was) {
+		return
 	}
+	w.list(l, maxItems, func(s string) string {
+		w.name(&s, capItem)
+		return s
+	})
 }
 
 // list caps a list at limit elements and runs each through clean, which gives
