@@ -328,7 +328,7 @@ type sequencer struct {
 	busy        bool          // it holds a record that is not housekeeping
 	carry       [][16]byte    // marks still to be rewritten into cur
 	reserve     Reserve       // the most that an item of the batch may use
-	times       map[int]int64 // position in opened -> time
+	times       []int64       // of those in opened
 	pendingHint bool          // cur does not hold the codec's hint yet
 	hinted      bool          // the batch being built holds it
 	begun       time.Time     // monotonic zero of last
@@ -385,7 +385,7 @@ func (s *sequencer) begin() {
 	s.batch, s.leaves = s.batch[:0], s.leaves[:0]
 	s.opened, s.closed, s.births = s.opened[:0], s.closed[:0], s.births[:0]
 	s.busy, s.hinted, s.reserve = false, false, UseNothing
-	clear(s.times)
+	s.times = s.times[:0]
 }
 
 func (s *sequencer) nextIndex() uint64 { return s.cur.next() + uint64(len(s.leaves)) }
@@ -421,8 +421,7 @@ func (s *sequencer) add(l *Ledger, p *pending) {
 	switch it.Kind {
 	case ItemOpen:
 		s.buf = appendOpenItem(s.buf, it.Mark, it.Subject, it.Time, it.Frame, it.Personal)
-		s.times[len(s.opened)] = it.Time
-		s.opened = append(s.opened, it.Mark)
+		s.opened, s.times = append(s.opened, it.Mark), append(s.times, it.Time)
 	case ItemRecord:
 		p.index = s.nextIndex()
 		var c [32]byte

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -198,26 +199,35 @@ func (l *Ledger) reread(w *walFile, f *frontier, to uint64) error {
 	l.mu.RLock()
 	batches, entries, first := w.batches, w.entries, w.header.first
 	l.mu.RUnlock()
-	var buf []byte
+	// Batches are in order, so that those before are not gone through again.
+	at, _ := slices.BinarySearchFunc(batches, f.size, func(b walBatch, size uint64) int {
+		if b.first+uint64(b.count) <= size {
+			return -1
+		}
+		return 1
+	})
+	batches = batches[at:]
 	slice := l.opt.Pace.New(l.opt.Now)
 	defer slice.Close()
-	read := w.window(batches, to)
-	for _, b := range batches {
-		if b.first+uint64(b.count) <= f.size || b.first >= to {
-			continue
+	again := &l.again
+	again.begin(w.window(batches, to))
+	defer again.close()
+	for i := range batches {
+		b := &batches[i]
+		if b.first >= to {
+			break
 		}
 		slice.Yield()
-		items, err := w.readBatch(b.batchInfo, &read, buf)
+		items, err := w.readBatch(b.batchInfo, &again.walWindow, again.items)
 		if err != nil {
 			return fmt.Errorf("reading %s again before signing: %w", w.name, err)
 		}
-		buf = items
+		again.items = items
 		for at := b.first; len(items) > 0; {
-			var it item
-			if it, items, err = nextItem(items); err != nil {
+			if items, err = again.it.next(items); err != nil {
 				return err
 			}
-			e, ok := it.leaf()
+			e, ok := again.it.leaf()
 			if !ok {
 				continue
 			}
@@ -231,6 +241,35 @@ func (l *Ledger) reread(w *walFile, f *frontier, to uint64) error {
 		}
 	}
 	return nil
+}
+
+// rereading is the memory in which batches are read again before signing.
+type rereading struct {
+	walWindow
+	items []byte
+	it    item
+}
+
+// maxReread is how much of it is kept until the next time, for each of the
+// buffers: more than the batches of a busy second take one by one.
+const maxReread = 256 << 10
+
+// begin takes what is to be read.
+func (r *rereading) begin(w walWindow) {
+	w.buf = r.buf[:0]
+	r.walWindow = w
+}
+
+// close lets go of what was read and keeps the buffers.
+func (r *rereading) close() {
+	if cap(r.buf) > maxReread {
+		r.buf = nil
+	}
+	if cap(r.items) > maxReread {
+		r.items = nil
+	}
+	clear(r.items[:cap(r.items)]) // records in clear
+	r.f, r.items, r.it = nil, r.items[:0], item{}
 }
 
 // tile is a full tile of level >= 1.

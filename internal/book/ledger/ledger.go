@@ -219,6 +219,7 @@ type Ledger struct {
 
 	checkMu sync.Mutex // one checkpoint at a time
 	signed  *frontier  // under checkMu
+	again   rereading  // under checkMu
 	latest  []byte     // under mu; newest signed checkpoint
 	sealMu  sync.Mutex // one sealing at a time
 	pack    *packer    // under sealMu; made by the first sealing

@@ -28,7 +28,7 @@ func newLedger(opt Options, v note.Verifier) *Ledger {
 		dirty: make(chan struct{}, 1), urgent: make(chan struct{}, 1), grow: make(chan struct{}, 1), toSeal: make(chan struct{}, 1),
 		queued: make(chan queuedItem, 4096),
 	}
-	l.seq.times, l.seq.begun = map[int]int64{}, time.Now()
+	l.seq.begun = time.Now()
 	l.pendings.New = func() any { return &pending{signal: make(chan byte, 1)} }
 	return l
 }

@@ -74,11 +74,14 @@ func (w *walFile) writeHeader() error {
 	return nil
 }
 
+// zeros is what is written ahead. It is never written to, so that it takes no
+// memory of its own.
+var zeros [256 << 10]byte
+
 // zeroAhead extends the zero-written space by n bytes, so that later appends
 // change no file size. The caller holds growMu or is alone.
 func (w *walFile) zeroAhead(n int64) error {
 	at := w.alloc.Load()
-	zeros := make([]byte, min(n, 256<<10))
 	for to := at + n; at < to; {
 		piece := zeros[:min(int64(len(zeros)), to-at)]
 		if _, err := w.f.WriteAt(piece, at); err != nil {
@@ -272,8 +275,7 @@ func (s *sequencer) carryMarks(l *Ledger) {
 			}
 		}
 		s.buf = appendOpenItem(s.buf, id, it.subject, at.time, frame, personal)
-		s.times[len(s.opened)] = at.time
-		s.opened = append(s.opened, id)
+		s.opened, s.times = append(s.opened, id), append(s.times, at.time)
 	}
 	s.carry = s.carry[n:]
 	if len(s.carry) == 0 {

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // The WAL's bytes (docs/format.md, "WAL"). A file is a header and batches; the
@@ -113,7 +114,8 @@ func associated(dst []byte, length uint32, seq, synced uint64, prev *[tagSize]by
 }
 
 // seal encrypts the items that stand in buf behind batchHead spare bytes and
-// returns the whole batch, in buf's memory if that has tagSize spare capacity.
+// returns the whole batch, in buf's memory if that has room for the tag and the
+// associated data behind it.
 func (c walCipher) seal(buf []byte, seq, synced uint64, prev *[tagSize]byte) ([]byte, error) {
 	length := uint32(len(buf) - batchHead + tagSize)
 	binary.BigEndian.PutUint32(buf, length)
@@ -123,8 +125,10 @@ func (c walCipher) seal(buf []byte, seq, synced uint64, prev *[tagSize]byte) ([]
 	if _, err := rand.Read(nonce); err != nil {
 		return nil, err
 	}
-	var ad associatedData
-	return c.aead.Seal(buf[:batchHead], nonce, buf[batchHead:], associated(ad[:], length, seq, synced, prev)), nil
+	buf = slices.Grow(buf, tagSize+len(associatedData{}))
+	end := len(buf) + tagSize
+	ad := associated(buf[end:end], length, seq, synced, prev)
+	return c.aead.Seal(buf[:batchHead], nonce, buf[batchHead:], ad), nil
 }
 
 // batchInfo is what is known of one batch of a file.

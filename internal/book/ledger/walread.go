@@ -126,14 +126,14 @@ func (w *walFile) readBatch(b batchInfo, read *walWindow, dst []byte) ([]byte, e
 		if err != nil {
 			return nil, err
 		}
-		return w.cipher.open(dst[:0], raw, &prev)
+		return w.cipher.openWith(&read.ad, dst[:0], raw, &prev)
 	}
 	raw, err := read.at(b.off-tagSize, tagSize+n)
 	if err != nil {
 		return nil, err
 	}
 	copy(prev[:], raw)
-	return w.cipher.open(dst[:0], raw[tagSize:], &prev)
+	return w.cipher.openWith(&read.ad, dst[:0], raw[tagSize:], &prev)
 }
 
 // window reads the batches of leaves below `to`.
@@ -203,7 +203,8 @@ type walWindow struct {
 	f    store.File
 	size int64 // how far the file is read
 	buf  []byte
-	off  int64 // of buf in the file
+	off  int64          // of buf in the file
+	ad   associatedData // of the batch being opened
 }
 
 const walPiece = 64 << 10

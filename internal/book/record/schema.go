@@ -247,8 +247,8 @@ func FrameStrings() []StringField {
 	for i := range frameV1 {
 		f := &frameV1[i]
 		if f.typ == tString || f.typ == tFact {
-			at := f.at
-			out = append(out, StringField{f.path, func(r *Record) *string { return at(r).(*string) }})
+			off := frameSteps[i].off
+			out = append(out, StringField{f.path, func(r *Record) *string { return value[string](r, off) }})
 		}
 	}
 	return out
