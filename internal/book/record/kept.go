@@ -39,6 +39,7 @@ const (
 	runNames
 	runWho
 	runAuthz
+	runLimit
 	runTLS
 	runClient
 	runSan
@@ -47,10 +48,11 @@ const (
 )
 
 var keptRuns = [runCount]run{
-	runID:       {&frameV1, "id", "kind", unsafe.Offsetof(Record{}.ID), unsafe.Offsetof(Record{}.Outcome), false},
+	runID:       {&frameV1, "v", "kind", unsafe.Offsetof(Record{}.ID), unsafe.Offsetof(Record{}.Outcome), false},
 	runNames:    {&frameV1, "node", "template", unsafe.Offsetof(Record{}.Node), unsafe.Offsetof(Record{}.Status), true},
 	runWho:      {&frameV1, "subject", "authn", unsafe.Offsetof(Record{}.Subject), unsafe.Offsetof(Record{}.Authz), false},
 	runAuthz:    {&frameV1, "authz", "authz", unsafe.Offsetof(Record{}.Authz), unsafe.Offsetof(Record{}.Limit), true},
+	runLimit:    {&frameV1, "limit", "limit", unsafe.Offsetof(Record{}.Limit), unsafe.Offsetof(Record{}.TLS), false},
 	runTLS:      {&frameV1, "tls", "tls", unsafe.Offsetof(Record{}.TLS), unsafe.Offsetof(Record{}.Client), true},
 	runClient:   {&frameV1, "client", "client", unsafe.Offsetof(Record{}.Client), unsafe.Offsetof(Record{}.Upstream), false},
 	runSan:      {&frameV1, "san", "san", unsafe.Offsetof(Record{}.San), unsafe.Offsetof(Record{}.Trace), true},

@@ -237,8 +237,11 @@ var personalV1 = build([]row{
 // A StringField names one string of a record and gives access to it.
 type StringField struct {
 	Path string // key path, "authn.issuer"
-	At   func(*Record) *string
+	off  uintptr
 }
+
+// At gives the string of a record.
+func (f *StringField) At(r *Record) *string { return value[string](r, f.off) }
 
 // FrameStrings lists the free strings of the frame in the order of the
 // schema: not id, time, kind, outcome and lists. The slice is the caller's.
@@ -247,8 +250,7 @@ func FrameStrings() []StringField {
 	for i := range frameV1 {
 		f := &frameV1[i]
 		if f.typ == tString || f.typ == tFact {
-			off := frameSteps[i].off
-			out = append(out, StringField{f.path, func(r *Record) *string { return value[string](r, off) }})
+			out = append(out, StringField{f.path, frameSteps[i].off})
 		}
 	}
 	return out
