@@ -46,7 +46,7 @@ func TestKeptWritesTheSame(t *testing.T) {
 	t.Parallel()
 	rng := newRand(11)
 	k := new(Kept)
-	for range 3000 {
+	for range 1000 {
 		r := randomRecord(rng)
 		frame, personal := checkKept(t, k, r)
 		k.Keep(r, frame, personal)
