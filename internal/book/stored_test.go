@@ -13,9 +13,9 @@ import (
 
 // TestStoredBytes keeps the promise of cheap storage: the whole folder after
 // sealing, with commitments, directories, tiles, manifests and the key store. The
-// key store costs each person once, about 840 bytes, however few records there
+// key store costs each person once, about 770 bytes, however few records there
 // are: it is the larger half of a small book of 10,000 people. So the short form
-// judges 200 people only, and the long form fills eight segments, 52 records a
+// judges 200 people only, and the long form fills five segments, 33 records a
 // person.
 func TestStoredBytes(t *testing.T) {
 	cases := []struct {
@@ -30,7 +30,7 @@ func TestStoredBytes(t *testing.T) {
 		cases[0].records = 3 * 65_536
 		cases = append(cases, cases[0])
 		cases[1].name, cases[1].people = "10,000 people, Zipf", zipf(rand.New(rand.NewPCG(3, 4)))
-		cases[1].records, cases[1].limit = 8*65_536, 90
+		cases[1].records, cases[1].limit = 5*65_536, 90
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {

@@ -35,6 +35,10 @@ func OpenBolt(path string, readOnly bool) (Store, error) {
 	return openBolt(path, readOnly, openPrivate)
 }
 
+// allocSize is by how much the file grows beyond what is needed. Left alone, bbolt
+// doubles a file of up to 16 MiB, which is much beside the records of 10,000 people.
+const allocSize = 1 << 20
+
 func openBolt(path string, readOnly bool, open func(string, int, os.FileMode) (*os.File, error)) (Store, error) {
 	_, statErr := os.Lstat(path)
 	if err := inspect(path, open); errors.Is(err, ErrLocked) {
@@ -55,6 +59,7 @@ func openBolt(path string, readOnly bool, open func(string, int, os.FileMode) (*
 	if err != nil {
 		return nil, fmt.Errorf("cannot open key store %s: %w", path, err)
 	}
+	db.AllocSize = allocSize
 	if errors.Is(statErr, fs.ErrNotExist) {
 		// bbolt syncs the file but not the name it just got.
 		if err := syncDir(filepath.Dir(path)); err != nil {
