@@ -168,9 +168,6 @@ func (s *set) add(i int) { s[i>>6] |= 1 << (i & 63) }
 
 func (s *set) has(i int) bool { return s[i>>6]>>(i&63)&1 != 0 }
 
-// holds tells whether every place of t is in s.
-func (s *set) holds(t *set) bool { return t[0]&^s[0]|t[1]&^s[1] == 0 }
-
 func (s *set) remove(i int) { s[i>>6] &^= 1 << (i & 63) }
 
 // take removes the first place of word w, which has one.
