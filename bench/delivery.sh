@@ -11,7 +11,7 @@
 #   -n 7  -d 5  -l W1; variants: none sinks, with -away none away; what the first
 #   one is against, the others are measured with. none=FILE, sinks=FILE and
 #   away=FILE are measured with another build.
-# env: BIN, RUN, RATE, GATEBOOK as for run.sh
+# env: BIN, RUN, RATE, GATEBOOK as for run.sh; BUILT=1 takes what is in BIN as it is
 set -eu
 PEERS=$(cd "$(dirname "$0")" && pwd)
 export RUN=${RUN:-${TMPDIR:-/tmp}/gatebook-bench-delivery} TOKALG=${TOKALG:-ES256} PEERS

@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net/http"
@@ -14,8 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -35,10 +32,6 @@ func TestMain(m *testing.M) {
 		// The room between two collections, which the detector multiplies, would
 		// hide what a flood takes.
 		os.Setenv("GOGC", "100")
-	}
-	// Most tests wait for processes and the disk; -parallel still overrules this.
-	if err := flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0))); err != nil {
-		panic(err)
 	}
 	testscript.Main(m, map[string]func(){"gatebook": main, "gatebook-flood": floodMain})
 }

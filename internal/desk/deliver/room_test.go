@@ -11,6 +11,9 @@ import (
 	"time"
 )
 
+// All of these tests run in bubbles of testing/synctest: sleeping lets the bubble's
+// clock go on and takes no time.
+
 // A sink that accepts and never answers is given one small batch to see whether it
 // takes anything; all the rest stays in the book.
 func TestUntriedHoldsLittle(t *testing.T) {
