@@ -25,7 +25,7 @@ demo: build
 
 build:
 	@mkdir -p bin
-	CGO_ENABLED=0 $(GO) build -trimpath -o bin/gatebook ./cmd/gatebook
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags="$$(cat packaging/ldflags)" -o bin/gatebook ./cmd/gatebook
 
 # Everything. Installs what it needs; quick when it is there.
 test: deps build lint interop fips test-main

@@ -23,5 +23,5 @@ go test -c -o "$BIN/micro.test" ./micro
 if [ -n "${GATEBOOK:-}" ]; then
   cp "$GATEBOOK" "$BIN/gatebook"
 else
-  (cd .. && CGO_ENABLED=0 go build -trimpath -o "$BIN/gatebook" ./cmd/gatebook)
+  (cd .. && CGO_ENABLED=0 go build -trimpath -ldflags="$(cat packaging/ldflags)" -o "$BIN/gatebook" ./cmd/gatebook)
 fi

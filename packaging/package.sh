@@ -32,7 +32,7 @@ binaries=${BINARIES:-}
 if [ -z "$binaries" ]; then
 	binaries=$work/bin
 	for arch in $arches; do
-		CGO_ENABLED=0 GOOS=linux GOARCH=$arch "$go" build -trimpath -buildvcs=true -ldflags=-s -o "$binaries/$arch/gatebook" ./cmd/gatebook
+		CGO_ENABLED=0 GOOS=linux GOARCH=$arch "$go" build -trimpath -buildvcs=true -ldflags="-s $(cat packaging/ldflags)" -o "$binaries/$arch/gatebook" ./cmd/gatebook
 	done
 fi
 

@@ -34,7 +34,11 @@ var built = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s", "-o", filepath.Join(dir, runtime.GOARCH, "gatebook"), "../cmd/gatebook")
+	flags, err := os.ReadFile("ldflags")
+	if err != nil {
+		return "", err
+	}
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s "+strings.TrimSpace(string(flags)), "-o", filepath.Join(dir, runtime.GOARCH, "gatebook"), "../cmd/gatebook")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", errors.Join(err, errors.New(string(out)))
@@ -44,7 +48,7 @@ var built = sync.OnceValues(func() (string, error) {
 
 func TestMain(m *testing.M) {
 	// What only commands read is read here, so that the test cache knows of it.
-	for _, name := range []string{"package.sh", "debian/*", "systemd/*", "oci/*.go", "../docs/*.md", "../*.md", "../LICENSE"} {
+	for _, name := range []string{"package.sh", "ldflags", "debian/*", "systemd/*", "oci/*.go", "../docs/*.md", "../*.md", "../LICENSE"} {
 		if names, err := filepath.Glob(name); err != nil || len(names) == 0 {
 			panic(name + ": nothing there")
 		} else if err := touch(names); err != nil {
@@ -77,7 +81,7 @@ func binaries(t *testing.T) string {
 	return dir
 }
 
-func program(t *testing.T) string { return filepath.Join(binaries(t), runtime.GOARCH, "gatebook") }
+func gatebook(t *testing.T) string { return filepath.Join(binaries(t), runtime.GOARCH, "gatebook") }
 
 // needs fails with what is missing rather than passing over it.
 func needs(t *testing.T, tool, debian string) {
@@ -118,7 +122,7 @@ func write(t *testing.T, name, text string) {
 func TestUnit(t *testing.T) {
 	needs(t, "systemd-analyze", "systemd")
 	unit := filepath.Join(t.TempDir(), "gatebook.service")
-	text := strings.ReplaceAll(read(t, "systemd/gatebook.service"), "/usr/bin/gatebook", program(t))
+	text := strings.ReplaceAll(read(t, "systemd/gatebook.service"), "/usr/bin/gatebook", gatebook(t))
 	write(t, unit, text)
 	if said := out(t, exec.Command("systemd-analyze", "--man=no", "verify", unit)); said != "" {
 		t.Errorf("systemd says of the unit:\n%s", said)
@@ -137,7 +141,7 @@ func TestUnit(t *testing.T) {
 func TestNotifies(t *testing.T) {
 	dir := t.TempDir()
 	gate := filepath.Join(dir, "gate")
-	out(t, exec.Command(program(t), "init", gate, "--upstream", "http://127.0.0.1:1", "--issuer", "http://127.0.0.1:1"))
+	out(t, exec.Command(gatebook(t), "init", gate, "--upstream", "http://127.0.0.1:1", "--issuer", "http://127.0.0.1:1"))
 	config := filepath.Join(gate, "gatebook.yaml")
 	text := strings.ReplaceAll(read(t, config), `"127.0.0.1:8081"`, `"127.0.0.1:0"`)
 	write(t, config, strings.ReplaceAll(text, `"127.0.0.1:9080"`, `"127.0.0.1:0"`))
@@ -151,7 +155,7 @@ func TestNotifies(t *testing.T) {
 		t.Fatal(err)
 	}
 	var said bytes.Buffer
-	cmd := exec.Command(program(t), "serve", "-c", config)
+	cmd := exec.Command(gatebook(t), "serve", "-c", config)
 	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+filepath.Join(dir, "notify"), "WATCHDOG_USEC=300000")
 	cmd.Stderr = &said
 	if err := cmd.Start(); err != nil {
@@ -175,7 +179,7 @@ func TestNotifies(t *testing.T) {
 	hear("READY=1")
 	hear("WATCHDOG=1")
 	// As ExecReload= does it.
-	out(t, exec.Command(program(t), "reload", "-c", config))
+	out(t, exec.Command(gatebook(t), "reload", "-c", config))
 	hear("RELOADING=1")
 	hear("READY=1")
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -336,7 +340,7 @@ sh tree/DEBIAN/postrm purge
 func TestManualPages(t *testing.T) {
 	needs(t, "groff", "groff-base")
 	dir := filepath.Join(t.TempDir(), "man")
-	out(t, exec.Command(program(t), "man", dir))
+	out(t, exec.Command(gatebook(t), "man", dir))
 	checkPages(t, dir, nil)
 	names, err := filepath.Glob(filepath.Join(dir, "*.1"))
 	if err != nil || len(names) == 0 {
@@ -354,7 +358,7 @@ func TestManualPages(t *testing.T) {
 // checkPages goes down the commands as help lists them.
 func checkPages(t *testing.T, dir string, path []string) {
 	t.Helper()
-	help := out(t, exec.Command(program(t), append(path, "--help")...))
+	help := out(t, exec.Command(gatebook(t), append(path, "--help")...))
 	page := read(t, filepath.Join(dir, strings.Join(append([]string{"gatebook"}, path...), "-")+".1"))
 	for _, flag := range regexp.MustCompile(`(?m)^ +(?:-., )?--([a-z-]+)`).FindAllStringSubmatch(help, -1) {
 		if flag[1] != "help" && !strings.Contains(page, `\-\-`+strings.ReplaceAll(flag[1], "-", `\-`)) {
@@ -377,7 +381,7 @@ func checkPages(t *testing.T, dir string, path []string) {
 // included.
 func TestManifestConfiguration(t *testing.T) {
 	dir := t.TempDir()
-	out(t, exec.Command(program(t), "init", filepath.Join(dir, "made"), "--upstream", "http://127.0.0.1:1", "--issuer", "http://127.0.0.1:1", "--self-signed"))
+	out(t, exec.Command(gatebook(t), "init", filepath.Join(dir, "made"), "--upstream", "http://127.0.0.1:1", "--issuer", "http://127.0.0.1:1", "--self-signed"))
 	dec := yaml.NewDecoder(strings.NewReader(read(t, "kubernetes/config.yaml")))
 	config := filepath.Join(dir, "gatebook.yaml")
 	for {
@@ -403,7 +407,7 @@ func TestManifestConfiguration(t *testing.T) {
 			).Replace(text))
 		}
 	}
-	if said := out(t, exec.Command(program(t), "check", config)); !strings.Contains(said, "2 routes") {
+	if said := out(t, exec.Command(gatebook(t), "check", config)); !strings.Contains(said, "2 routes") {
 		t.Error(said)
 	}
 }
