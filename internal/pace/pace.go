@@ -66,9 +66,9 @@ type Slicer struct {
 // others run.
 const sliceLength = 100 * time.Microsecond
 
-// sliceEarly is when a slice ends: what is done between two yields takes less
-// than the rest.
-const sliceEarly = sliceLength / 2
+// sliceEarly is when a slice ends at the next yield: what is done between two of
+// them takes less than the rest.
+const sliceEarly = sliceLength / 4
 
 // mostRefused bounds how often somebody looks again because another slice came
 // first: work may be slow beside other work, and goes on.

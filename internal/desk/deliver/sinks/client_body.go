@@ -27,10 +27,10 @@ type zipper struct {
 const (
 	// zipPiece is how much is compressed without a pause. What was written is
 	// flushed behind each: otherwise 64 KiB gather and are compressed in one go.
-	// That costs 3 % of length.
-	zipPiece = 16 << 10
+	// That costs 8 % of length.
+	zipPiece = 8 << 10
 	// zipKept is how large a buffer of pieces may be that is kept.
-	zipKept = 4 * zipPiece
+	zipKept = 8 * zipPiece
 )
 
 // body makes a body of n parts, of about size bytes together. part appends one of
