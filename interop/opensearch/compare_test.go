@@ -140,8 +140,10 @@ func testCompared(t *testing.T, _ string, n *node) {
 		t.Fatalf("%d of the deleted are there", found)
 	}
 	until("compared", func(st deliver.Status) bool { return st.Compared == size })
-	first, last := fmt.Sprintf("last:%d missing:2 extra:0 duplicate:0", size-101), fmt.Sprintf("last:%d grade:G3 missing:0 extra:0 duplicate:0", size-1)
-	if got := b.comparisons(); len(got) != 3 || !strings.HasSuffix(got[0], first) || !strings.HasSuffix(got[2], last) {
+	// The first window has both that are gone and is looked at again; where it ends
+	// depends on how long the reading took.
+	last := fmt.Sprintf("last:%d grade:G3 missing:0 extra:0 duplicate:0", size-1)
+	if got := b.comparisons(); len(got) < 2 || !strings.HasSuffix(got[0], " missing:2 extra:0 duplicate:0") || !strings.HasSuffix(got[len(got)-1], last) {
 		t.Errorf("comparisons: %q", got)
 	}
 	if n.ask(200, "POST", "/"+stream+"/_refresh", "", nil); n.count(stream, `{"match_all":{}}`) != int(size) {
