@@ -199,18 +199,27 @@ func (i *Introspector) Authenticate(ctx context.Context, r *canon.Request) (*Pri
 // verify asks about one token, whatever scheme it came under.
 func (i *Introspector) verify(ctx context.Context, raw string) (*Principal, error) {
 	k := cacheKey{token: i.cache.hash(raw), config: i.id}
-	now := i.now().UnixNano()
-	if p, ok := i.cache.good.get(&k, now); ok {
-		return p, nil
-	}
-	if f, ok := i.cache.bad.get(&k, now); ok {
-		return nil, asError(f)
+	if p, err := i.remembered(&k); p != nil || err != nil {
+		return p, err
 	}
 	// Only now: what the cache knows has been through all of this.
 	if err := i.sift(raw); err != nil {
 		return nil, err
 	}
 	return i.ask(ctx, raw, k)
+}
+
+// remembered is the verdict on a token that was asked about lately; nothing if
+// there is none.
+func (i *Introspector) remembered(k *cacheKey) (*Principal, error) {
+	now := i.now().UnixNano()
+	if p, ok := i.cache.good.get(k, now); ok {
+		return p, nil
+	}
+	if f, ok := i.cache.bad.get(k, now); ok {
+		return nil, asError(f)
+	}
+	return nil, nil
 }
 
 // sift keeps from the endpoint what cannot be one of its tokens: it is nobody
@@ -270,6 +279,12 @@ func (i *Introspector) ask(ctx context.Context, raw string, k cacheKey) (*Princi
 		i.waiting++
 		i.mu.Unlock()
 		return i.wait(ctx, q)
+	}
+	// What was under way when the cache was looked at may have ended since: a
+	// verdict is remembered before its question goes.
+	if p, err := i.remembered(&k); p != nil || err != nil {
+		i.mu.Unlock()
+		return p, err
 	}
 	q := &question{done: make(chan struct{}), err: fail(reason.IssuerUnavailable, "the question did not end")} // stays only after a panic
 	i.flights[k] = q
