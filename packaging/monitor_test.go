@@ -1,7 +1,7 @@
 package packaging
 
 import (
-	"bufio"
+	"bytes"
 	"io"
 	"net/http"
 	"os"
@@ -40,47 +40,39 @@ func monitorWakes(t *testing.T, requests int, env ...string) int {
 	write(t, config, strings.ReplaceAll(text, `"127.0.0.1:9080"`, `"127.0.0.1:0"`))
 	cmd := exec.Command(gatebook(t), "serve", "-c", config)
 	cmd.Env = slices.Concat(os.Environ(), []string{"GOMAXPROCS=1"}, env)
-	pipe, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	var said bytes.Buffer
+	cmd.Stderr = &said
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	up, ended := make(chan bool, 1), make(chan string, 1)
-	go func() {
-		var said strings.Builder
-		for lines := bufio.NewScanner(pipe); lines.Scan(); {
-			said.WriteString(lines.Text() + "\n")
-			if strings.Contains(lines.Text(), `"serving"`) {
-				up <- true
-			}
-		}
-		ended <- said.String()
-	}()
 	defer func() {
 		cmd.Process.Kill()
-		<-ended
 		cmd.Wait()
+		if t.Failed() {
+			t.Log(said.String())
+		}
 	}()
-	select {
-	case <-up:
-	case said := <-ended:
-		ended <- said
-		t.Fatalf("it does not serve:\n%s", said)
-	case <-time.After(time.Minute):
-		t.Fatal("it does not serve after a minute")
-	}
 	client := &http.Client{Timeout: 10 * time.Second}
 	defer client.CloseIdleConnections()
-	before := monitorSwitches(t, cmd.Process.Pid)
-	for range requests {
+	ask := func() error {
 		res, err := client.Get("http://" + health + "/healthz")
 		if err != nil {
+			return err
+		}
+		defer res.Body.Close()
+		_, err = io.Copy(io.Discard, res.Body)
+		return err
+	}
+	for late := time.Now().Add(time.Minute); ask() != nil; time.Sleep(10 * time.Millisecond) { // until it listens
+		if time.Now().After(late) {
+			t.Fatal("it does not serve after a minute")
+		}
+	}
+	before := monitorSwitches(t, cmd.Process.Pid)
+	for range requests {
+		if err := ask(); err != nil {
 			t.Fatal(err)
 		}
-		io.Copy(io.Discard, res.Body)
-		res.Body.Close()
 	}
 	return monitorSwitches(t, cmd.Process.Pid) - before
 }
