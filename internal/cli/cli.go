@@ -127,7 +127,7 @@ func newRoot(stdio IO) *cobra.Command {
 	root.SetIn(stdio.In)
 	root.SetOut(stdio.Out)
 	root.SetErr(stdio.Err)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	root.SetFlagErrorFunc(flagError)
 	root.PersistentFlags().StringVarP(&a.configFile, "config", "c", "/etc/gatebook/gatebook.yaml", "configuration file")
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON")
 	root.AddCommand(
@@ -139,6 +139,17 @@ func newRoot(stdio IO) *cobra.Command {
 	)
 	wrapArgs(root)
 	return root
+}
+
+// flagError says how to give an argument that looks like an option, as ids and
+// filters may.
+func flagError(c *cobra.Command, err error) error {
+	var no interface{ GetSpecifiedShortnames() string } // pflag's errors about -x
+	if errors.As(err, &no) && no.GetSpecifiedShortnames() != "" {
+		arg := "-" + no.GetSpecifiedShortnames()
+		return usagef("%w; if %s is not meant as options, put -- before it: %s -- %s", err, arg, c.CommandPath(), arg)
+	}
+	return &usageError{err}
 }
 
 // wrapArgs makes wrong arguments of all commands usage errors.

@@ -72,13 +72,23 @@ const refreshPrefix = "gbrt_"
 // familyHash is what stands for an issuer in the hash of a family's id.
 const familyHash = "family"
 
-func newFamily(g *grant, source string, p *authn.Principal, now time.Time) *family {
+// newFamilyID draws an id that does not begin with "-": operators give it to
+// commands, where that would begin an option.
+func newFamilyID() string {
 	var id [familyIDSize]byte
+	for {
+		rand.Read(id[:]) // never fails (crypto/rand)
+		if text := b64.EncodeToString(id[:]); text[0] != '-' {
+			return text
+		}
+	}
+}
+
+func newFamily(g *grant, source string, p *authn.Principal, now time.Time) *family {
 	key := make([]byte, 32)
-	rand.Read(id[:]) // never fails (crypto/rand)
 	rand.Read(key)
 	return &family{
-		ID: b64.EncodeToString(id[:]), Key: key, Client: g.client.ID, Source: source, Issuer: p.Issuer, Of: p.Subject, Subject: g.subject,
+		ID: newFamilyID(), Key: key, Client: g.client.ID, Source: source, Issuer: p.Issuer, Of: p.Subject, Subject: g.subject,
 		Audience: g.audience, Scopes: g.scopes, Roles: g.roles, ACR: g.acr, AMR: g.amr, AuthTime: g.authTime, Actor: g.actor, Bound: g.confirm.kind(),
 		Created: now.UTC(), Expires: now.Add(g.client.Offline).UTC(),
 	}

@@ -315,3 +315,12 @@ func TestIntrospect(t *testing.T) {
 		t.Errorf("%s %+v", r.raw, r.rec.Event)
 	}
 }
+
+// TestFamilyIDs draws ids until one in 64 would begin with "-" for certain.
+func TestFamilyIDs(t *testing.T) {
+	for range 5000 {
+		if id := newFamilyID(); id[0] == '-' {
+			t.Fatalf("%q would be an option of a command", id)
+		}
+	}
+}
