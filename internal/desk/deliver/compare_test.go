@@ -8,6 +8,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/gatebook/gatebook/internal/book/record"
 )
 
 // findable is a double that can be asked for what it holds.
@@ -95,6 +97,26 @@ func TestCompareFindsWhatIsMissing(t *testing.T) {
 		}
 		if n := h.sink.taken[EventID(testOrigin, 150)]; n != 2 {
 			t.Errorf("the record that was lost arrived %d times", n)
+		}
+	})
+}
+
+// The record of a comparison is kept before the state says that it was made: a
+// kill between makes it again.
+func TestCompareIsRecordedFirst(t *testing.T) {
+	in(t, 0, 1, func(t *testing.T, _ *house) {
+		h, _ := comparedHouse(t, 400)
+		h.book.noting = func(r *record.Record) error {
+			if r.Event.Name == "compared" && !slices.Contains(r.Links, link("first", h.stored().Compared)) {
+				t.Errorf("the state says %d before the record is kept: %q", h.stored().Compared, r.Links)
+			}
+			return nil
+		}
+		h.start()
+		h.until(time.Hour, "both windows are compared", func() bool { return h.stored().Compared == 400 })
+		h.end()
+		if n := len(h.book.noted("compared")); n != 2 {
+			t.Errorf("%d records", n)
 		}
 	})
 }

@@ -47,8 +47,8 @@ func (r *runner) tick(now time.Time) {
 	if !now.Before(r.receiptAt) {
 		r.receipt(now)
 	}
-	r.flushNotes(now)
 	r.takeComparison(now)
+	r.flushNotes(now) // before the state is written: a kill between repeats a comparison and loses no record of one
 	r.compareIfDue(now)
 }
 
