@@ -361,13 +361,32 @@ func (b *Book) noteStep(ctx context.Context, c *clock, step time.Duration, now t
 	return err
 }
 
+// heartbeat records that the book is alive. One that the book did not take is
+// accounted for by the next that it takes: that says since when there was none
+// and why, so that the silence is not taken for a hole.
 func (b *Book) heartbeat(ctx context.Context, c *clock) error {
-	if err := b.watchClock(ctx, c); err != nil {
+	err := b.watchClock(ctx, c)
+	if err == nil {
+		if c.beats++; c.beats > 1 {
+			b.stepped.Store(0)
+		}
+		err = b.noteBeat(ctx, c)
+	}
+	var refused *Error
+	if c.missed == "" && errors.As(err, &refused) {
+		c.missed, c.missedAt = refused.Reason(), b.cfg.Now().UnixMicro()
+	}
+	return err
+}
+
+func (b *Book) noteBeat(ctx context.Context, c *clock) error {
+	n := b.records.Swap(0)
+	err := b.Note(ctx, &record.Record{Kind: record.KindHeartbeat, Outcome: record.Success,
+		Event: record.Event{Name: "heartbeat", Count: n, MonoUS: c.mono(b.cfg.Now()), Clock: syncState(), Cause: c.missed, First: c.missedAt}})
+	if err != nil {
+		b.records.Add(n)
 		return err
 	}
-	if c.beats++; c.beats > 1 {
-		b.stepped.Store(0)
-	}
-	return b.Note(ctx, &record.Record{Kind: record.KindHeartbeat, Outcome: record.Success,
-		Event: record.Event{Name: "heartbeat", Count: b.records.Swap(0), MonoUS: c.mono(b.cfg.Now()), Clock: syncState()}})
+	c.missed, c.missedAt = "", 0
+	return nil
 }

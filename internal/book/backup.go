@@ -269,7 +269,7 @@ func putKeyFiles(dir string, put func(string, int64, io.Reader) error) error {
 // SaveBackup unpacks an archive from Backup into a folder that is new or empty,
 // durably, and compares every file with what backup.json says of it.
 func SaveBackup(r io.Reader, dir string) (*BackupInfo, error) {
-	if err := emptyFolder(dir); err != nil {
+	if err := emptyFolder(dir, "name a new folder"); err != nil {
 		return nil, err
 	}
 	in := tar.NewReader(r)
@@ -285,7 +285,7 @@ func SaveBackup(r io.Reader, dir string) (*BackupInfo, error) {
 		if err := backupName(h.Name); err != nil || h.Typeflag != tar.TypeReg || got[h.Name].Name != "" {
 			return nil, fmt.Errorf("a backup has no file %q", h.Name)
 		}
-		f, err := saveFile(filepath.Join(dir, filepath.FromSlash(h.Name)), in)
+		f, err := saveFile(filepath.Join(dir, filepath.FromSlash(h.Name)), in, nil)
 		if err != nil {
 			return nil, err
 		}
@@ -304,26 +304,38 @@ func SaveBackup(r io.Reader, dir string) (*BackupInfo, error) {
 	return info, syncTree(dir)
 }
 
-// emptyFolder makes the folder dir, or demands that it is empty.
-func emptyFolder(dir string) error {
+// lostFound is a folder that file systems make where they are mounted.
+const lostFound = "lost+found"
+
+// emptyFolder makes the folder dir, or demands that it is empty; else hint says
+// what to do.
+func emptyFolder(dir, hint string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
 	entries, err := os.ReadDir(dir)
-	if err == nil && len(entries) > 0 {
-		err = fmt.Errorf("%s is not empty; name a new folder", dir)
+	if err != nil {
+		return err
 	}
-	return err
+	for _, e := range entries {
+		if e.Name() != lostFound {
+			return fmt.Errorf("%s is not empty: there is %s in it; %s", dir, e.Name(), hint)
+		}
+	}
+	return nil
 }
 
 // saveFile writes one file of mode 0600 and syncs it.
-func saveFile(name string, r io.Reader) (BackupFile, error) {
+func saveFile(name string, r io.Reader, own *owner) (BackupFile, error) {
 	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
 		return BackupFile{}, err
 	}
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return BackupFile{}, err
+	}
+	if err := own.takeFile(f); err != nil {
+		return BackupFile{}, errors.Join(err, f.Close())
 	}
 	sum := sha256.New()
 	n, err := io.Copy(io.MultiWriter(f, sum), r)
@@ -386,6 +398,9 @@ func syncTree(dir string) error {
 	err := filepath.WalkDir(dir, func(name string, e os.DirEntry, err error) error {
 		if err != nil || !e.IsDir() {
 			return err
+		}
+		if e.Name() == lostFound {
+			return fs.SkipDir
 		}
 		return store.Dir(name).SyncDir(".")
 	})

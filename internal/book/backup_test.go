@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/gatebook/gatebook/internal/book/ledger"
 	"github.com/gatebook/gatebook/internal/book/record"
@@ -27,7 +28,7 @@ type shelf struct {
 func newShelf(t *testing.T) *shelf {
 	t.Helper()
 	dir := t.TempDir()
-	s := &shelf{t: t, cfg: Config{Dir: filepath.Join(dir, "data"), KeyDir: filepath.Join(dir, "keys"), Prefix: "log.example", Node: "n1"}}
+	s := &shelf{t: t, cfg: Config{Dir: filepath.Join(dir, "data"), KeyDir: filepath.Join(dir, "keys"), Prefix: "log.example", Node: "n1", CommitTimeout: time.Minute}} // a busy disk is not what is tried
 	var err error
 	if s.vkey, err = Create(t.Context(), s.cfg); err != nil {
 		t.Fatal(err)
@@ -315,6 +316,7 @@ func TestContinuesAnotherHistory(t *testing.T) {
 	fork := s.at(filepath.Join(t.TempDir(), "fork"))
 	_, err = SaveBackup(&archive, fork.cfg.Dir)
 	s.must(err)
+	s.must(os.Remove(filepath.Join(fork.cfg.Dir, backupInfoName)))
 	for i, f := range []*shelf{s, fork} {
 		b, stop := f.open() // somebody who does not know of "restored"
 		f.fill(b, 100*i, 10)

@@ -26,6 +26,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/gatebook/gatebook/internal/book/keys"
@@ -109,39 +110,6 @@ type place struct {
 	wrapper keys.Wrapper
 	tune    func(*ledger.Options)
 	boot    func() bootID // nil: the machine's
-}
-
-// Create makes a new, empty book and returns its verifier key. The folder must
-// not hold one.
-func Create(ctx context.Context, c Config) (vkey string, err error) {
-	if err := c.setDefaults(); err != nil {
-		return "", err
-	}
-	if err := os.MkdirAll(filepath.Dir(c.statePath()), 0o700); err != nil {
-		return "", err
-	}
-	w, err := keys.CreateFileWrapper(c.KeyDir)
-	if err != nil {
-		return "", err
-	}
-	ks, err := keys.OpenBolt(c.statePath(), false)
-	if err != nil {
-		return "", err
-	}
-	defer func() { err = errors.Join(err, ks.Close()) }()
-	return create(ctx, &c, &place{files: store.Dir(c.Dir), state: ks, wrapper: w})
-}
-
-func create(ctx context.Context, c *Config, p *place) (vkey string, err error) {
-	ring, err := keys.Create(ctx, p.state, p.wrapper)
-	if err != nil {
-		return "", err
-	}
-	opt, vkey, err := c.ledgerOptions(p, ring)
-	if err != nil {
-		return "", err
-	}
-	return vkey, ledger.Create(opt, vkey)
 }
 
 // ErrNone means that the folder holds no book. Serving never makes one: an
@@ -316,8 +284,14 @@ func openFolder(ctx context.Context, c Config) (*Book, error) {
 	return b, nil
 }
 
-// keyless says that the records are there but nothing to open them with.
-func keyless(err error) error { return &ledger.KeyError{What: "this book", Err: err} }
+// keyless says that the records are there but nothing to open them with, unless
+// it is the disk that takes no writes.
+func keyless(err error) error {
+	if errors.Is(err, syscall.EROFS) {
+		return err
+	}
+	return &ledger.KeyError{What: "this book", Err: err}
+}
 
 // open is Open at a place whose key store stays the caller's after an error.
 func open(ctx context.Context, c Config, p *place) (_ *Book, err error) {

@@ -60,3 +60,49 @@ func TestClockSteps(t *testing.T) {
 		}
 	}
 }
+
+// TestClockSetBack: a clock that was set back while nothing ran has a record,
+// after a clean stop and after a kill, and one that went on has none.
+func TestClockSetBack(t *testing.T) {
+	ctx := context.Background()
+	for _, c := range []struct {
+		moved time.Duration
+		told  bool
+	}{{time.Hour, false}, {0, false}, {-4 * time.Second, false}, {-6 * time.Second, true}, {-48 * time.Hour, true}} {
+		for _, clean := range []bool{true, false} {
+			r := newRoom(t, small(64))
+			now := time.Now().Truncate(time.Second)
+			r.cfg.Now = func() time.Time { return now }
+			b := r.open()
+			rec := b.Recorder(testRules(t), testSnap)
+			for n := range 100 {
+				if err := keepAll(rec, exchange(b, n, "person-0"), record.Written); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if clean {
+				if err := b.Close(ctx); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				r.files = r.files.Kill()
+			}
+			r.state = r.state.Snapshot()
+			was := now.UnixMicro()
+			now = now.Add(c.moved)
+			b = r.open()
+			notes := ofKind(all(t, r.reader()), record.KindClock)
+			if (len(notes) == 1) != c.told || len(notes) > 1 {
+				t.Errorf("moved by %v, clean %t: %d records", c.moved, clean, len(notes))
+			} else if c.told {
+				if e := notes[0].rec.Event; e.Name != "clock_step" || e.Count != c.moved.Microseconds() || e.Last != was || e.Cause != "between_runs" {
+					t.Errorf("moved by %v: %+v", c.moved, e)
+				}
+			}
+			if err := b.Close(ctx); err != nil {
+				t.Fatal(err)
+			}
+			r.mustVerify(nil)
+		}
+	}
+}

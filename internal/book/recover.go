@@ -2,6 +2,7 @@ package book
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -43,12 +44,44 @@ func (b *Book) recover(ctx context.Context, rec *ledger.Recovered) error {
 	if err := b.flushGap(ctx); err != nil {
 		return err
 	}
+	if err := b.noteSetBack(ctx, rec.Size); err != nil {
+		return err
+	}
 	err := b.Note(ctx, &record.Record{Kind: record.KindStart, Outcome: record.Success,
 		Event: record.Event{Name: "start", Target: Version(), Clock: syncState()}})
 	if err != nil {
 		return err
 	}
 	return b.ledger.SignCheckpoint(ctx)
+}
+
+// noteSetBack records that the clock was set back since the last stop, as far as
+// it can be told: it shows a time before that of a record that there was then.
+func (b *Book) noteSetBack(ctx context.Context, size uint64) error {
+	last, err := b.newest(size)
+	now := b.cfg.Now()
+	if err != nil || last == 0 || now.UnixMicro() > last-farStep.Microseconds() {
+		return err
+	}
+	b.cfg.Logger.Warn("the clock was set back since the last stop", "by", time.Duration(last-now.UnixMicro())*time.Microsecond)
+	return b.Note(ctx, &record.Record{Kind: record.KindClock, Outcome: record.Success, Event: record.Event{
+		Name: "clock_step", Count: now.UnixMicro() - last, Last: last, Clock: syncState(), Cause: "between_runs",
+	}})
+}
+
+// newest is the latest time of the last records below an index, 0 if there are
+// none.
+func (b *Book) newest(size uint64) (us int64, err error) {
+	const few = 64 // not all of them are manifests
+	r, err := b.Reader()
+	if err != nil {
+		return 0, err
+	}
+	err = r.Each(size-min(size, few), size, false, func(e *Entry) error {
+		us = max(us, e.Record.Time)
+		return nil
+	})
+	return us, errors.Join(err, r.Close())
 }
 
 func tornCause(cut int64) string {
@@ -103,6 +136,9 @@ type clock struct {
 	last  time.Time
 	beats int           // heartbeats since the last far step
 	owed  time.Duration // steps without a record
+
+	missed   string // why the heartbeats since the last were not taken; "" if they were
+	missedAt int64  // the first of them, microseconds since the Unix epoch
 }
 
 func newClock(now time.Time) *clock { return &clock{start: now, last: now} }

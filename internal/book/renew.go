@@ -77,6 +77,10 @@ func Renew(ctx context.Context, c Config, o RenewOptions) (_ *Renewal, err error
 	if !slices.Contains(renewReasons, o.Reason) {
 		return nil, fmt.Errorf("reason %q is not one of %s", o.Reason, strings.Join(renewReasons, ", "))
 	}
+	var restored *RestoredError
+	if err := c.notRestored(); errors.As(err, &restored) && restored.Partial {
+		return nil, err
+	}
 	if err := c.present(); errors.Is(err, ErrNone) {
 		return c.beginAgain(ctx, &o)
 	} else if err != nil {
@@ -151,7 +155,7 @@ func (c *Config) oldLog(ctx context.Context, files store.FS, o *RenewOptions) (*
 		return nil, err
 	}
 	switch {
-	case restored != nil && len(o.Continues) == 0:
+	case restored != nil && (restored.Partial || len(o.Continues) == 0):
 		return nil, restored
 	case restored == nil:
 		if err := c.endOld(ctx); err != nil {
@@ -285,7 +289,7 @@ func leaveBehind(files store.FS, to string) (err error) {
 	if err := ledger.Release(files, to); err != nil {
 		return err
 	}
-	for _, name := range []string{foldName} {
+	for _, name := range []string{foldName, backupInfoName} {
 		if err := files.Rename(name, to+"/"+name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

@@ -3,6 +3,8 @@ package cli
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -42,6 +44,9 @@ func (a *app) backup(ctx context.Context, dir string, withKeys bool) error {
 	if err != nil {
 		return err
 	}
+	if inside(string(f.Data), dir) {
+		return usagef("%s is inside of the data folder %s, with which it would be lost; name a folder elsewhere", dir, f.Data)
+	}
 	archive, out := io.Pipe()
 	go func() { out.CloseWithError(writeBackup(ctx, f, out, withKeys)) }()
 	info, err := server.SaveBackup(archive, dir)
@@ -59,6 +64,29 @@ func (a *app) backup(ctx context.Context, dir string, withKeys bool) error {
 	return nil
 }
 
+// inside tells whether a path is a folder's or leads into it, links followed as
+// far as they are there.
+func inside(folder, name string) bool {
+	root, err := filepath.EvalSymlinks(folder)
+	if err != nil {
+		return false
+	}
+	root, err1 := filepath.Abs(root)
+	name, err2 := filepath.Abs(name)
+	if err1 != nil || err2 != nil {
+		return false
+	}
+	for at := name; ; at = filepath.Dir(at) {
+		if real, err := filepath.EvalSymlinks(at); err == nil {
+			rel, err := filepath.Rel(root, filepath.Join(real, strings.TrimPrefix(name, at)))
+			return err == nil && filepath.IsLocal(rel)
+		}
+		if at == filepath.Dir(at) {
+			return false
+		}
+	}
+}
+
 // writeBackup asks the running server, or copies the book itself.
 func writeBackup(ctx context.Context, f *config.File, w io.Writer, withKeys bool) error {
 	if c := dial(ctx, f); c != nil {
@@ -73,7 +101,9 @@ func (a *app) restoreCommand() *cobra.Command {
 		Short: "Put a backup where the configuration says that the data is",
 		Long: `Put the backup DIR where the configuration says that the data is; the data
 folder must be new or empty. Every file is compared with the backup's list. Keys
-that the backup has are restored if there are none.
+that the backup has are restored if there are none. If it is interrupted, run it
+again. What root restores belongs to the owner of the data folder, or of the
+folder that it is made in.
 
 A restored book can be read and verified. It does not go on under its old name,
 for what was recorded after the backup would be signed a second time; see
@@ -94,6 +124,12 @@ for what was recorded after the backup would be signed a second time; see
 				return a.printJSON(info)
 			}
 			a.printf("restored %d leaves of %s, as of %s\n", info.Leaves, info.Origin, info.Time.Format(time.RFC3339))
+			switch {
+			case info.Keys:
+				a.printf("its wrapping keys are in %s\n", f.Keys.Wrapper.File)
+			case info.WithKeys:
+				a.printf("its wrapping keys were not restored, since there are some in %s; those must be of the same book\n", f.Keys.Wrapper.File)
+			}
 			if info.HasState() {
 				a.printf("API keys and revoked tokens are as they were then: \"gatebook apikey list\" shows the keys; revoke again what was revoked since\n")
 			}
@@ -155,7 +191,7 @@ func (a *app) bookNew(ctx context.Context, reason, continues string) error {
 	if err != nil {
 		return err
 	}
-	keyFile, err := replaceKey(f, path.Base(r.Origin))
+	keyFile, err := replaceKey(f)
 	if err != nil {
 		return fmt.Errorf("the new log is ready, but its verifier key could not be put beside the configuration; copy %s there yourself: %w", server.KeyFile(f), err)
 	}
@@ -177,17 +213,29 @@ func (a *app) bookNew(ctx context.Context, reason, continues string) error {
 }
 
 // replaceKey puts the new log's verifier key beside the configuration, where
-// init left the old one, which is kept under the old log's incarnation.
-func replaceKey(f *config.File, old string) (string, error) {
+// init left the old one, which is kept under the incarnation of its log.
+func replaceKey(f *config.File) (string, error) {
 	key, err := os.ReadFile(server.KeyFile(f))
 	if err != nil {
 		return "", err
 	}
 	name := filepath.Join(f.Dir(), "log.vkey")
 	if have, err := os.ReadFile(name); err == nil && !bytes.Equal(have, key) {
-		if err := os.Rename(name, filepath.Join(f.Dir(), "log-"+old+".vkey")); err != nil {
+		if err := os.Rename(name, filepath.Join(f.Dir(), "log-"+incarnation(have)+".vkey")); err != nil {
 			return "", err
 		}
 	}
 	return name, os.WriteFile(name, key, 0o644)
+}
+
+// incarnation is the last part of the name of the log that a verifier key is of,
+// or for what is none a digest of it.
+func incarnation(vkey []byte) string {
+	origin, _, _ := strings.Cut(string(vkey), "+")
+	last := path.Base(origin)
+	if b, err := hex.DecodeString(last); err == nil && len(b) == 8 {
+		return last
+	}
+	sum := sha256.Sum256(vkey)
+	return hex.EncodeToString(sum[:8])
 }

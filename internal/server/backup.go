@@ -24,7 +24,7 @@ func BackupOffline(ctx context.Context, f *config.File, w io.Writer, withKeys bo
 func SaveBackup(r io.Reader, dir string) (*book.BackupInfo, error) { return book.SaveBackup(r, dir) }
 
 // Restore copies a backup to the data folder of a configuration.
-func Restore(f *config.File, backup string) (*book.BackupInfo, error) {
+func Restore(f *config.File, backup string) (*book.Restored, error) {
 	return book.Restore(BookConfig(f, nil), backup)
 }
 

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"syscall"
 
 	"github.com/gatebook/gatebook/internal/book"
 	"github.com/gatebook/gatebook/internal/book/keys"
@@ -41,7 +42,11 @@ func OpenOffline(ctx context.Context, f *config.File, act, target string, reveal
 	c := BookConfig(f, slog.New(slog.DiscardHandler))
 	if !reveal {
 		r, err := book.OpenReader(ctx, c)
-		return &Offline{reader: r}, err
+		if err != nil {
+			return nil, err
+		}
+		r.EndWith(ctx)
+		return &Offline{reader: r}, nil
 	}
 	b, err := book.Open(ctx, c)
 	if err != nil {
@@ -54,6 +59,7 @@ func OpenOffline(ctx context.Context, f *config.File, act, target string, reveal
 	if err != nil {
 		return nil, errors.Join(err, b.Close(ctx))
 	}
+	r.EndWith(ctx)
 	return &Offline{reader: r, book: b}, nil
 }
 
@@ -113,10 +119,11 @@ func IsLocked(err error) bool { return errors.Is(err, store.ErrLocked) }
 // IsNotFound tells whether something asked for is not there.
 func IsNotFound(err error) bool { return errors.Is(err, book.ErrNotFound) }
 
-// IsKeyless tells whether a key is missing or cannot be unwrapped.
+// IsKeyless tells whether a key is missing or cannot be unwrapped. A full disk is
+// another trouble.
 func IsKeyless(err error) bool {
 	var k *ledger.KeyError
-	return errors.As(err, &k) || errors.Is(err, keys.ErrKeyUnavailable)
+	return !errors.Is(err, syscall.ENOSPC) && (errors.As(err, &k) || errors.Is(err, keys.ErrKeyUnavailable))
 }
 
 // Build says what this binary is.

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/user"
+	"strconv"
 	"syscall"
 )
 
@@ -34,10 +36,19 @@ func checkPrivate(f *os.File, name string, want os.FileMode) error {
 		return fmt.Errorf("%s: cannot tell its owner on this file system", name)
 	}
 	if uid := os.Geteuid(); int(st.Uid) != uid {
-		return fmt.Errorf("%s belongs to user %d, but this process runs as user %d; run: chown %d %s",
-			name, st.Uid, uid, uid, name)
+		return fmt.Errorf("%s belongs to user %d, but this process runs as user %d; run this as its owner: runuser -u %s -- gatebook ... (if the gate itself is to run as user %d: chown %d %s)",
+			name, st.Uid, uid, userName(st.Uid), uid, uid, name)
 	}
 	return nil
+}
+
+// userName is what a user is called, or the number of one without a name.
+func userName(uid uint32) string {
+	id := strconv.FormatUint(uint64(uid), 10)
+	if u, err := user.LookupId(id); err == nil {
+		return u.Username
+	}
+	return id
 }
 
 // lockShared takes the lock that keeps writers of a key store away, if none

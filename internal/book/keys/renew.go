@@ -30,3 +30,25 @@ func (r *Ring) RenewSigning() error {
 	}
 	return nil
 }
+
+// Used tells whether anything was kept under these keys: a segment, or a record
+// about somebody. Keys of WAL files do not count, which are made for a log that
+// then does not come to be, too.
+func (r *Ring) Used() (used bool, err error) {
+	err = r.store.View(func(tx Tx) error {
+		system, err := metaID(tx, metaSystem)
+		if err != nil {
+			return err
+		}
+		return tx.ForEach(bucketKey, func(k, _ []byte) error {
+			switch Kind(k[0]) {
+			case KindSegment:
+				used = true
+			case KindSubject:
+				used = used || ID(k[1:]) != system
+			}
+			return nil
+		})
+	})
+	return used, err
+}

@@ -215,6 +215,42 @@ func Create(opt Options, vkey string) error {
 	return opt.FS.SyncDir(".")
 }
 
+// Unfinished tells whether a folder without the file "ledger" holds what an
+// interrupted Create leaves and nothing else: a log that was open once has
+// another WAL file than the first.
+func Unfinished(fsys store.FS) (bool, error) {
+	if _, err := store.ReadFile(fsys, "ledger", 4096); !errors.Is(err, fs.ErrNotExist) {
+		return false, err
+	}
+	if b, err := store.ReadFile(fsys, "checkpoint", 64<<10); err == nil {
+		if n, err := CheckpointSize(b); err != nil || n > 0 {
+			return false, nil
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return false, err
+	}
+	for _, d := range []string{"wal", "segments", "manifests", "tile"} {
+		names, err := fsys.ReadDir(d)
+		if err != nil {
+			return false, err
+		}
+		if len(names) > 0 && (d != "wal" || len(names) > 1 || "wal/"+names[0] != walName(1)) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// ClearUnfinished removes what an interrupted Create has left.
+func ClearUnfinished(fsys store.FS) error {
+	for _, name := range []string{walName(1), "wal", "segments", "manifests", "tile", "checkpoint", "checkpoint.tmp", "log.vkey", "log.vkey.tmp", "ledger.tmp"} {
+		if err := store.Remove(fsys, name); err != nil {
+			return err
+		}
+	}
+	return fsys.SyncDir(".")
+}
+
 // closeAll closes the open WAL files.
 func (c *contents) closeAll() error {
 	var errs []error

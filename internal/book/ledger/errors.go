@@ -45,6 +45,16 @@ type KeyError struct {
 func (e *KeyError) Error() string { return "no key for " + e.What + ": " + e.Err.Error() }
 func (e *KeyError) Unwrap() error { return e.Err }
 
+// GivenError means that what a verification was given to verify against cannot be
+// used. It says nothing of the log.
+type GivenError struct {
+	What string
+	Err  error
+}
+
+func (e *GivenError) Error() string { return e.What + ": " + e.Err.Error() }
+func (e *GivenError) Unwrap() error { return e.Err }
+
 // ErrNoKey means that the key store works and does not hold the key, which no
 // record accounts for: somebody removed it.
 var ErrNoKey = errors.New("the key store does not hold this key")

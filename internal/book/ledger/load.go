@@ -349,7 +349,8 @@ func (s *loaded) chooseSegments() error {
 }
 
 // listSegments finds files in segments/ that no manifest describes: a crash
-// between writing the file and logging its manifest leaves one.
+// between writing the file and logging its manifest leaves one. Files of
+// other names are not ours, and stay.
 func (s *loaded) listSegments() error {
 	names, err := s.fsys.ReadDir("segments")
 	if err != nil {
@@ -360,7 +361,7 @@ func (s *loaded) listSegments() error {
 		known[seg.name()] = true
 	}
 	for _, base := range names {
-		if !known["segments/"+base] {
+		if !known["segments/"+base] && isSegmentName(strings.TrimSuffix(base, ".tmp")) {
 			s.junk = append(s.junk, "segments/"+base)
 		}
 	}

@@ -128,6 +128,15 @@ func segmentName(first uint64, generation uint32) string {
 	return fmt.Sprintf("segments/%016x.%d.seg", first, generation)
 }
 
+// isSegmentName tells whether a name in segments/ is one that a segment file, of
+// a manifest or not, may have.
+func isSegmentName(base string) bool {
+	var first uint64
+	var generation uint32
+	_, err := fmt.Sscanf(base, "%016x.%d.seg", &first, &generation)
+	return err == nil && segmentName(first, generation) == "segments/"+base
+}
+
 // coverRange splits leaves [first, first+len(hashes)) into the fewest perfect
 // subtrees of the whole tree, left to right.
 func coverRange(first uint64, hashes []tlog.Hash, yield func()) []subtree {

@@ -101,6 +101,9 @@ type VerifyOptions struct {
 	// Record is shown every record whose content was opened and found to match
 	// its commitment, in order. An error is a finding about that record.
 	Record func(index uint64, frame []byte) error
+	// Stop is asked before each file is read; its error ends the verification.
+	// nil: nobody stops it.
+	Stop func() error
 }
 
 // verification is one run.
@@ -118,6 +121,7 @@ type verification struct {
 	content uint64                     // records whose content was opened
 	subject map[[16]byte]*subjectState // of records in the WAL
 	commit  *committer
+	stopped error // by Stop
 }
 
 // Verify reads everything and changes nothing. The caller holds the lock, or
@@ -148,6 +152,9 @@ func Verify(o VerifyOptions) (*Report, error) {
 	r.signatures()
 	r.files()
 	r.segments()
+	if r.stopped != nil {
+		return nil, r.stopped
+	}
 	r.wal()
 	r.manifests()
 	r.finish()
@@ -174,7 +181,7 @@ func (r *verification) begin() error {
 	v, err := note.NewVerifier(key)
 	if err != nil {
 		if r.Key != "" {
-			return fmt.Errorf("verifier key: %w", err)
+			return &GivenError{"verifier key", err}
 		}
 		r.found(&Damage{Kind: Edited, File: "log.vkey", Detail: err.Error()})
 		r.rep.Signatures = Answer{Failed, "no usable verifier key"}
@@ -184,7 +191,7 @@ func (r *verification) begin() error {
 	if len(r.Saved) > 0 {
 		t, err := OpenCheckpoint(r.Saved, v)
 		if err != nil {
-			return fmt.Errorf("the saved checkpoint: %w", err)
+			return &GivenError{"the saved checkpoint is not one of log " + v.Name() + ": it is the wrong file, or another log has taken the place of the one that it is of", err}
 		}
 		r.saved = &t
 	}

@@ -14,6 +14,11 @@ import (
 func (r *verification) segments() {
 	r.front.full = r.checkTile
 	for _, seg := range r.s.segs {
+		if r.Stop != nil {
+			if r.stopped = r.Stop(); r.stopped != nil {
+				return
+			}
+		}
 		if seg.manifest.first != r.front.size {
 			r.short = true
 			return

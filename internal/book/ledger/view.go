@@ -28,6 +28,18 @@ type View struct {
 	hashes    map[uint64][]tlog.Hash // leaf hashes of the block read last
 	viewed    []*walFile             // of the ledger, that is told when the view is closed
 	slice     *pace.Slicer           // of a ledger that somebody serves; nil: nobody waits
+	stop      func() error           // asked before each file is read; its error ends the reading. nil: nobody stops it
+}
+
+// StopWith has readings end with the error of stop, which is asked before each
+// file.
+func (v *View) StopWith(stop func() error) { v.stop = stop }
+
+func (v *View) stopped() error {
+	if v.stop == nil {
+		return nil
+	}
+	return v.stop()
 }
 
 // viewTries bounds how often View starts over because sealing removed a file
@@ -149,11 +161,17 @@ func (v *View) Read(from, to uint64, fn func(*Sealed) error) error {
 		if s.next() <= from || s.manifest.first >= to {
 			continue
 		}
+		if err := v.stopped(); err != nil {
+			return err
+		}
 		if err := v.readSealed(s, within); err != nil {
 			return err
 		}
 	}
 	for _, w := range v.wals {
+		if err := v.stopped(); err != nil {
+			return err
+		}
 		if err := v.readWAL(w, from, to, within); err != nil {
 			return err
 		}
@@ -169,6 +187,9 @@ func (v *View) Frames(from, to uint64, codec Codec, fn func(index uint64, frame 
 	for _, s := range v.segs {
 		if s.next() <= from || s.manifest.first >= to {
 			continue
+		}
+		if err := v.stopped(); err != nil {
+			return err
 		}
 		if err := v.sealedFrames(s, from, to, codec, fn); err != nil {
 			return err
@@ -189,6 +210,9 @@ func (v *View) Stream(from, to uint64, fn func(index uint64, frame []byte) error
 		if s.next() <= from || s.manifest.first >= to {
 			continue
 		}
+		if err := v.stopped(); err != nil {
+			return err
+		}
 		if err := v.streamSealed(s, from, to, fn); err != nil {
 			return err
 		}
@@ -202,6 +226,9 @@ func (v *View) Stream(from, to uint64, fn func(index uint64, frame []byte) error
 }
 
 func (v *View) walFrames(w *walFile, from, to uint64, fn func(uint64, []byte) error) error {
+	if err := v.stopped(); err != nil {
+		return err
+	}
 	return v.readWAL(w, from, to, func(s *Sealed) error {
 		if s.Manifest || s.Index < from || s.Index >= to {
 			return nil

@@ -70,6 +70,13 @@ func (d dir) SyncDir(name string) error {
 
 func (d dir) Lock(name string) (io.Closer, error) {
 	f, err := os.OpenFile(d.path(name), os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	if errors.Is(err, unix.EROFS) {
+		// Evidence on a medium that takes no writes can be read all the same.
+		f, err = os.OpenFile(d.path(name), os.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			return unlocked{}, nil
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -82,6 +89,12 @@ func (d dir) Lock(name string) (io.Closer, error) {
 	}
 	return f, nil
 }
+
+// unlocked stands for the lock of a folder in which nobody can make one.
+type unlocked struct{}
+
+// Close implements io.Closer.
+func (unlocked) Close() error { return nil }
 
 type osFile struct {
 	*os.File
