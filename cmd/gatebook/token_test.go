@@ -308,10 +308,18 @@ func TestTokenCommands(t *testing.T) {
 	if s.use(next) != 200 {
 		t.Error("the gate does not know the key that its own service signs with")
 	}
+	// More than may wait are refused, and the record that announced it does not
+	// stand alone.
+	for range 4 {
+		s.command(0, "token", "rotate-keys")
+	}
+	if s.command(1, "token", "rotate-keys"); !strings.Contains(s.said, "waiting to be used") {
+		t.Errorf("one key too many: %q", s.said)
+	}
 	s.stop()
 	s.command(1, "token", "rotate-keys")
 	out := s.command(0, "count", "--by", `kind + " " + event.name + " " + event.cause`, `kind in ["admin", "key", "access"]`)
-	for _, want := range []string{"admin token_issue", "access token_families frames", "access token_families reveal", "admin token_revoke_family", "key token_rotate_keys scheduled", "key token_rotate_keys at_once"} {
+	for _, want := range []string{"admin token_issue", "access token_families frames", "access token_families reveal", "admin token_revoke_family", "key token_rotate_keys scheduled", "key token_rotate_keys at_once", "key token_rotate_keys not_stored"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no record of %q in\n%s", want, out)
 		}

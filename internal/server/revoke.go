@@ -59,12 +59,9 @@ func (s *Server) revokeCall(ctx context.Context, who *admin.Caller, r admin.Revo
 		act = func() error { return s.guards.revoked.Token(ctx, issuer.Name, r.TokenID, revocationTime, false) }
 	}
 	out.Target = cmp.Or(out.Target, record.None) // nobody of that name was ever here
-	if err := admin.NoteRevocation(ctx, s.book, who, out.Kind, out.Target); err != nil {
-		return nil, err
-	}
-	// It is recorded, so it must be done even if whoever asked is gone.
+	// Once it is recorded it must be done even if whoever asked is gone.
 	ctx = context.WithoutCancel(ctx)
-	if err := act(); err != nil {
+	if err := admin.ActRevocation(ctx, s.book, who, out.Kind, out.Target, act); err != nil {
 		return nil, err
 	}
 	return out, nil

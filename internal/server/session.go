@@ -223,11 +223,21 @@ func (s *Server) revokeSessions(r *http.Request, who *admin.Caller, body []byte)
 		return nil, admin.Usage("neither a pseudonym nor the hash of a session; gatebook session list shows both")
 	}
 	ctx := context.WithoutCancel(r.Context()) // once recorded it must be done
-	if err := admin.Note(ctx, s.book, who, &record.Record{
+	n := 0
+	err := admin.Act(ctx, s.book, who, record.Record{
 		Kind: record.KindAdmin, Outcome: record.Success, Event: record.Event{Name: actSessionRevoke, Target: target, Cause: kind},
-	}); err != nil {
+	}, func() (err error) {
+		n, err = s.endSessions(ctx, q)
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
+	return &SessionsRevoked{n}, nil
+}
+
+// endSessions ends those that are meant and says how many they were.
+func (s *Server) endSessions(ctx context.Context, q SessionRevocation) (int, error) {
 	var failed error
 	n, err := s.guards.sessions.Revoke(ctx, func(i authn.SessionInfo) bool {
 		if q.Hash != "" {
@@ -237,8 +247,5 @@ func (s *Server) revokeSessions(r *http.Request, who *admin.Caller, body []byte)
 		failed = errors.Join(failed, err)
 		return err == nil && name != "" && name == q.Subject
 	})
-	if err := errors.Join(err, failed); err != nil {
-		return nil, err
-	}
-	return &SessionsRevoked{n}, nil
+	return n, errors.Join(err, failed)
 }

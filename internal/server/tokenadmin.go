@@ -159,16 +159,13 @@ func (s *Server) revokeFamily(r *http.Request, who *admin.Caller, _ []byte) (any
 		return nil, tokenProblem(err)
 	}
 	hash := t.service.FamilyHash(id)
-	rec := &record.Record{
+	rec := record.Record{
 		Kind: record.KindAdmin, Outcome: record.Success, Event: record.Event{Name: actRevokeFamily, Target: hash},
 		Personal: record.Personal{Family: hash},
 	}
-	if err := admin.Note(r.Context(), s.book, who, rec); err != nil {
+	ctx := context.WithoutCancel(r.Context()) // once recorded it must be done
+	if err := admin.Act(ctx, s.book, who, rec, func() error { return tokenProblem(t.state.RevokeFamily(ctx, id)) }); err != nil {
 		return nil, err
-	}
-	// It is recorded, so it must be done even if whoever asked is gone.
-	if err := t.state.RevokeFamily(context.WithoutCancel(r.Context()), id); err != nil {
-		return nil, tokenProblem(err)
 	}
 	return map[string]string{"recorded_as": hash}, nil
 }
@@ -189,13 +186,15 @@ func (s *Server) rotateKeys(r *http.Request, who *admin.Caller, _ []byte) (any, 
 	if atOnce {
 		cause = "at_once"
 	}
-	rec := &record.Record{Kind: record.KindKey, Outcome: record.Success, Event: record.Event{Name: actRotateKeys, Cause: cause}}
-	if err := admin.Note(r.Context(), s.book, who, rec); err != nil {
+	rec := record.Record{Kind: record.KindKey, Outcome: record.Success, Event: record.Event{Name: actRotateKeys, Cause: cause}}
+	ctx := context.WithoutCancel(r.Context())
+	var out RotatedKey
+	err = admin.Act(ctx, s.book, who, rec, func() (err error) {
+		out.KID, out.From, err = t.state.RotateKeys(ctx, atOnce)
+		return tokenProblem(err)
+	})
+	if err != nil {
 		return nil, err
 	}
-	kid, from, err := t.state.RotateKeys(context.WithoutCancel(r.Context()), atOnce)
-	if err != nil {
-		return nil, tokenProblem(err)
-	}
-	return &RotatedKey{KID: kid, From: from}, nil
+	return &out, nil
 }

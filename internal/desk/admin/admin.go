@@ -219,30 +219,39 @@ const (
 )
 
 func writeError(w http.ResponseWriter, err error) {
+	p := problemOf(err)
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(p.Status)
+	json.NewEncoder(w).Encode(p)
+}
+
+// problemOf is an error as it is told to a caller.
+func problemOf(err error) Problem {
 	p := Problem{Title: err.Error(), Status: http.StatusInternalServerError, Code: exitFailure}
 	var asked *Problem
 	var damage *ledger.Damage
 	var key *ledger.KeyError
 	var own interface{ Problem() *Problem }
+	var given *ledger.GivenError
 	switch {
 	case errors.As(err, &asked):
 		p = *asked
 	case errors.As(err, &own):
 		p = *own.Problem()
-	case query.IsUsage(err):
+	case query.IsUsage(err), errors.As(err, &given):
 		p.Status, p.Code = http.StatusBadRequest, exitUsage
 	case errors.Is(err, book.ErrNotFound):
 		p.Status, p.Code = http.StatusNotFound, exitNotFound
 	case errors.Is(err, ledger.ErrNotSigned):
 		p.Status, p.Code = http.StatusConflict, exitFailure
 	case errors.As(err, &damage):
-		p.Code = ledger.ExitDamaged
+		if p.Code = ledger.ExitDamaged; damage.Kind == ledger.Truncated {
+			p.Code = ledger.ExitTruncated
+		}
 	case errors.As(err, &key):
 		p.Code = ledger.ExitKeyless
 	}
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(p.Status)
-	json.NewEncoder(w).Encode(p)
+	return p
 }
 
 // access records that somebody is about to read. Nothing is handed out if that
@@ -324,8 +333,23 @@ func (a *API) records(w http.ResponseWriter, r *http.Request) error {
 	}
 	defer rd.Close()
 	w.Header().Set("Content-Type", "application/jsonl")
-	enc := json.NewEncoder(a.plain(w))
-	return query.Search(rd, q, func(m *query.Match) error { return enc.Encode(m) })
+	enc, sent := json.NewEncoder(a.plain(w)), false
+	err = query.Search(rd, q, func(m *query.Match) error {
+		sent = true
+		return enc.Encode(m)
+	})
+	if err != nil && sent {
+		// What was sent cannot be taken back; the last line says why there is no more.
+		last := enc.Encode(CutShort{problemOf(err)})
+		err = errors.Join(err, last, http.NewResponseController(w).Flush())
+	}
+	return err
+}
+
+// CutShort is the last line of matches that are not all, because of an error
+// while they were being sent. The answer ends without its end after it.
+type CutShort struct {
+	Problem Problem `json:"problem"`
 }
 
 func (a *API) record(w http.ResponseWriter, r *http.Request) error {

@@ -25,7 +25,7 @@ import (
 // openBook makes a book and runs it until the test ends.
 func openBook(t *testing.T) *book.Book {
 	t.Helper()
-	c := book.Config{Dir: t.TempDir(), KeyDir: filepath.Join(t.TempDir(), "keys"), Prefix: "log.example", Node: "n1"}
+	c := book.Config{Dir: t.TempDir(), KeyDir: filepath.Join(t.TempDir(), "keys"), Prefix: "log.example", Node: "n1", CommitTimeout: time.Minute}
 	if _, err := book.Create(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}

@@ -154,7 +154,7 @@ func (a KeyActs) act(ctx context.Context, who *Caller, name string, do func(note
 	if err == nil || noted == nil {
 		return err
 	}
-	noted.After, noted.Cause = noted.Before, "not_stored"
+	noted.After, noted.Cause = noted.Before, notStored
 	return errors.Join(err, Note(ctx, a.Book, who, &record.Record{
 		Kind: record.KindKey, Outcome: record.Failure, Event: *noted,
 		Error: record.Error{Origin: "gateway", Phase: "admin"},

@@ -99,6 +99,25 @@ func Note(ctx context.Context, b noter, who *Caller, rec *record.Record) error {
 	return nil
 }
 
+// notStored is the cause in the record of an act that was not done after all.
+const notStored = "not_stored"
+
+// Act records what somebody does and does it. If it then cannot be done, which
+// do says, a second record of the same says so: the first must not stand alone.
+func Act(ctx context.Context, b noter, who *Caller, rec record.Record, do func() error) error {
+	undone := rec
+	if err := Note(ctx, b, who, &rec); err != nil {
+		return err
+	}
+	err := do()
+	if err == nil {
+		return nil
+	}
+	undone.Outcome, undone.Event.Cause = record.Failure, notStored
+	undone.Error = record.Error{Origin: "gateway", Phase: "admin"}
+	return errors.Join(err, Note(ctx, b, who, &undone))
+}
+
 // Refusal is why a caller on the TCP listener is not served. Its text is for
 // the caller; the reason, of the closed list, is for the record only.
 type Refusal struct {

@@ -36,14 +36,14 @@ func (a *API) revoke(w http.ResponseWriter, r *http.Request) error {
 	return a.writeJSON(w, out)
 }
 
-// NoteRevocation records a revocation before it is made. target names what it is
-// about without saying it: a pseudonym, the keyed hash of a token, or the
-// configured name of a client; kind is "subject", "client" or "token".
-func NoteRevocation(ctx context.Context, b noter, who *Caller, kind, target string) error {
-	return Note(ctx, b, who, &record.Record{
+// ActRevocation records a revocation and makes it. target names what it is about
+// without saying it: a pseudonym, the keyed hash of a token, or the configured
+// name of a client; kind is "subject", "client" or "token".
+func ActRevocation(ctx context.Context, b noter, who *Caller, kind, target string, do func() error) error {
+	return Act(ctx, b, who, record.Record{
 		Kind: record.KindAdmin, Outcome: record.Success,
 		Event: record.Event{Name: actRevoke, Target: target, Cause: kind},
-	})
+	}, do)
 }
 
 // Usage is the problem of a call that asks for what cannot be.
