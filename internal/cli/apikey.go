@@ -37,8 +37,11 @@ func askKeys[T any](ctx context.Context, a *app, ask func(d keyDesk) (T, error),
 	var d keyDesk
 	if c := dial(ctx, f); c != nil {
 		d = remoteKeys{c}
-	} else if d, err = server.OpenKeyDesk(ctx, f); err != nil {
-		return err
+	} else {
+		holdsBook()
+		if d, err = server.OpenKeyDesk(ctx, f); err != nil {
+			return err
+		}
 	}
 	answer, err := ask(d)
 	if err == nil {

@@ -56,11 +56,18 @@ func (e *exitError) Unwrap() error { return e.err }
 
 // Run runs one command line and returns the exit code.
 func Run(ctx context.Context, args []string, stdio IO) int {
-	root := newRoot(stdio)
+	a := &app{IO: stdio}
+	root := a.root()
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
+	if err == nil && a.unsaid != nil {
+		err = fmt.Errorf("writing the answer: %w", a.unsaid)
+	}
 	if err == nil {
 		return ExitOK
+	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = errors.New("interrupted")
 	}
 	var e *exitError
 	if !errors.As(err, &e) || e.err != nil {
@@ -75,10 +82,11 @@ func codeOf(err error) int {
 	var usage *usageError
 	var damage *ledger.Damage
 	var problems *config.Problems
+	var given *ledger.GivenError
 	switch {
 	case errors.As(err, &e):
 		return e.code
-	case errors.As(err, &usage), errors.As(err, &problems):
+	case errors.As(err, &usage), errors.As(err, &problems), errors.As(err, &given):
 		return ExitUsage
 	case server.IsRestored(err):
 		return ExitTruncated
@@ -112,10 +120,10 @@ type app struct {
 	IO
 	configFile string
 	json       bool
+	unsaid     error // the first failure of printf
 }
 
-func newRoot(stdio IO) *cobra.Command {
-	a := &app{IO: stdio}
+func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "gatebook",
 		Short:         "An identity-aware API proxy whose access log stands up in an audit",
@@ -124,9 +132,9 @@ func newRoot(stdio IO) *cobra.Command {
 		Args:          cobra.NoArgs,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	root.SetIn(stdio.In)
-	root.SetOut(stdio.Out)
-	root.SetErr(stdio.Err)
+	root.SetIn(a.In)
+	root.SetOut(a.Out)
+	root.SetErr(a.Err)
 	root.SetFlagErrorFunc(flagError)
 	root.PersistentFlags().StringVarP(&a.configFile, "config", "c", "/etc/gatebook/gatebook.yaml", "configuration file")
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON")
@@ -152,17 +160,17 @@ func flagError(c *cobra.Command, err error) error {
 	return &usageError{err}
 }
 
-// wrapArgs makes wrong arguments of all commands usage errors.
-func wrapArgs(root *cobra.Command) {
-	for _, c := range root.Commands() {
-		wrapArgs(c)
-		args := c.Args
-		c.Args = func(c *cobra.Command, given []string) error {
-			if err := args(c, given); err != nil {
-				return &usageError{err}
-			}
-			return nil
+// wrapArgs makes wrong arguments of a command and those below it usage errors.
+func wrapArgs(c *cobra.Command) {
+	args := c.Args
+	c.Args = func(c *cobra.Command, given []string) error {
+		if err := args(c, given); err != nil {
+			return &usageError{err}
 		}
+		return nil
+	}
+	for _, sub := range c.Commands() {
+		wrapArgs(sub)
 	}
 }
 
@@ -181,6 +189,9 @@ func (a *app) printJSON(v any) error {
 	return enc.Encode(v)
 }
 
+// printf prints for people. That it failed is told at the end.
 func (a *app) printf(format string, args ...any) {
-	fmt.Fprintf(obs.PlainWriter(a.Out), format, args...)
+	if _, err := fmt.Fprintf(obs.PlainWriter(a.Out), format, args...); err != nil && a.unsaid == nil {
+		a.unsaid = err
+	}
 }

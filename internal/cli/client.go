@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os/signal"
 	"strconv"
 	"strings"
 	"syscall"
@@ -43,12 +44,20 @@ func (a *app) open(ctx context.Context, act, target string, reveal bool) (source
 		c.act = act
 		return c, func() error { return nil }, nil
 	}
+	if reveal {
+		holdsBook()
+	}
 	o, err := server.OpenOffline(ctx, f, act, target, reveal)
 	if err != nil {
 		return nil, nil, err
 	}
 	return o, func() error { return o.Close(context.WithoutCancel(ctx)) }, nil
 }
+
+// holdsBook is called before the book is opened for writing: a reader that goes
+// away, such as head, must not end the process, which would be an unclean stop.
+// The write fails instead.
+func holdsBook() { signal.Ignore(syscall.SIGPIPE) }
 
 // client calls the admin socket.
 type client struct {
@@ -96,6 +105,9 @@ func (c *client) call(method, path string, body []byte, read func(io.Reader) err
 	if resp.StatusCode == http.StatusOK {
 		return read(resp.Body)
 	}
+	if resp.StatusCode == http.StatusRequestHeaderFieldsTooLarge {
+		return usagef("the request is too long for the server; an expression may have 4096 bytes")
+	}
 	var p admin.Problem
 	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&p); err != nil || p.Code == 0 {
 		return fmt.Errorf("the server answered %s", resp.Status)
@@ -121,8 +133,9 @@ func parameters(q query.Query) url.Values {
 	return v
 }
 
-// maxLine is the longest line of an answer: a frame and a personal part.
-const maxLine = 256 << 10
+// maxLine is the longest line of an answer: a frame and a personal part of 64 KiB
+// each, in which every byte may be written as six.
+const maxLine = 1 << 20
 
 // Search implements source.
 func (c *client) Search(q query.Query, fn func(*query.Match) error) error {
@@ -132,11 +145,17 @@ func (c *client) Search(q query.Query, fn func(*query.Match) error) error {
 		lines := bufio.NewScanner(r)
 		lines.Buffer(nil, maxLine)
 		for lines.Scan() {
-			var m query.Match
+			var m struct {
+				query.Match
+				admin.CutShort
+			}
 			if err := json.Unmarshal(lines.Bytes(), &m); err != nil {
 				return err
 			}
-			if err := fn(&m); err != nil {
+			if p := m.Problem; p.Code != 0 {
+				return &exitError{p.Code, errors.New(p.Title)}
+			}
+			if err := fn(&m.Match); err != nil {
 				return err
 			}
 		}

@@ -93,6 +93,33 @@ func TestTailLines(t *testing.T) {
 	}
 }
 
+// A search takes the longest records that there can be, and ends with the code
+// of what ended it.
+func TestSearchLines(t *testing.T) {
+	const part = 64 << 10 // record.MaxPart
+	long, err := json.Marshal(query.Match{Index: 7, Frame: json.RawMessage(`"` + strings.Repeat("<", part-2) + `"`), Personal: json.RawMessage(`"` + strings.Repeat("<", part-2) + `"`)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		body  string
+		found int
+		code  int
+	}{
+		"none":      {"", 0, 0},
+		"long":      {string(long) + "\n", 1, 0},
+		"cut short": {"{\"index\":1,\"frame\":{}}\n{\"problem\":{\"title\":\"edited\",\"status\":500,\"exit_code\":10}}\n", 1, ExitDamaged},
+		"half":      {"{\"index\":1,\"frame\":{}}\n{\"index\"", 1, ExitFailure},
+	} {
+		cl := &client{ctx: t.Context(), http: &http.Client{Transport: answers{status: 200, body: c.body}}}
+		found := 0
+		err := cl.Search(query.Query{}, func(m *query.Match) error { found++; return nil })
+		if code := 0; found != c.found || err != nil && codeOf(err) != c.code || err == nil && code != c.code {
+			t.Errorf("%s: %d found, %v", name, found, err)
+		}
+	}
+}
+
 func TestBytesText(t *testing.T) {
 	for n, want := range map[int64]string{0: "0.0 B", 1023: "1023.0 B", 1024: "1.0 KiB", 5 << 30: "5.0 GiB", 1 << 62: "4096.0 PiB"} {
 		if got := bytesText(n); got != want {

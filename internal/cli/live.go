@@ -170,9 +170,9 @@ func (a *app) printStatus(s *server.Status) {
 	if s.Lost > 0 {
 		row("lost", "%d exchanges wait for a gap record", s.Lost)
 	}
-	for what, why := range map[string]string{"failed": s.Failed, "full": s.Book.Full, "keys": s.Book.Keys, "sealing": s.Book.Sealing} {
-		if why != "" {
-			row(what, "%s", why)
+	for _, trouble := range [][2]string{{"failed", s.Failed}, {"full", s.Book.Full}, {"keys", s.Book.Keys}, {"sealing", s.Book.Sealing}} {
+		if trouble[1] != "" {
+			row(trouble[0], "%s", trouble[1])
 		}
 	}
 	if s.Book.Low {

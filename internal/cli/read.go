@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/gatebook/gatebook/internal/config"
 	"github.com/gatebook/gatebook/internal/desk/query"
 	"github.com/gatebook/gatebook/internal/obs"
 )
@@ -23,7 +24,7 @@ type readFlags struct {
 
 func (r *readFlags) add(c *cobra.Command) {
 	f := c.Flags()
-	f.StringVar(&r.since, "since", "", "only records from this time on: RFC 3339, or an age such as 15m")
+	f.StringVar(&r.since, "since", "", "only records from this time on: RFC 3339, a day (UTC), or an age such as 15m or 7d")
 	f.StringVar(&r.until, "until", "", "only records before this time")
 	f.BoolVar(&r.reveal, "reveal", false, "open personal parts; this is recorded")
 	f.IntVar(&r.limit, "limit", 0, "only the newest so many")
@@ -47,14 +48,21 @@ func parseTime(s string, now time.Time) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil
 	}
-	if d, err := time.ParseDuration(s); err == nil {
-		return now.Add(-d), nil
+	if age, err := time.ParseDuration(s); err == nil {
+		if age < 0 {
+			return time.Time{}, usagef("%q lies ahead; ages are written without a sign", s)
+		}
+		return now.Add(-age), nil
 	}
-	t, err := time.Parse(time.RFC3339Nano, s)
-	if err != nil {
-		return t, usagef("%q is neither an age such as 15m nor an RFC 3339 time", s)
+	if age, err := config.ParseDuration(s); err == nil {
+		return now.Add(-age.Std()), nil
 	}
-	return t, nil
+	for _, layout := range []string{time.RFC3339Nano, time.DateOnly} {
+		if t, err := time.Parse(layout, s); err == nil {
+			return t, nil
+		}
+	}
+	return time.Time{}, usagef("%q is neither an age such as 15m or 7d nor a time such as 2027-01-31 or 2027-01-31T12:00:00Z", s)
 }
 
 func (a *app) searchCommand() *cobra.Command {

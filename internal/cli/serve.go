@@ -229,11 +229,11 @@ func (a *app) init(c *cobra.Command, dir string, o config.InitOptions) error {
 	}
 	vkey, err := server.CreateBook(c.Context(), f)
 	if err != nil {
-		return fmt.Errorf("the configuration was written, the book was not made: %w", err)
+		return fmt.Errorf("the configuration was written, the book was not made: %w; when that is mended, run: gatebook book create -c %s", err, f.Name())
 	}
 	keyFile := filepath.Join(dir, "log.vkey")
 	if err := writeNew(keyFile, vkey+"\n"); err != nil {
-		return err
+		return fmt.Errorf("the book was made, but its verifier key could not be put beside the configuration; copy %s there: %w", server.KeyFile(f), err)
 	}
 	created = append(created, string(f.Data), keyFile) // the keys are in it
 	if a.json {
@@ -253,7 +253,10 @@ func writeNew(name, text string) error {
 		return err
 	}
 	_, err = f.WriteString(text)
-	return errors.Join(err, f.Close())
+	if err = errors.Join(err, f.Close()); err != nil {
+		err = errors.Join(err, os.Remove(name))
+	}
+	return err
 }
 
 func (a *app) versionCommand() *cobra.Command {

@@ -67,6 +67,9 @@ func (a *app) verify(ctx context.Context, args []string, v *verifyFlags) error {
 	}
 	if len(args) == 1 {
 		st, err := os.Stat(args[0])
+		if err != nil && strings.Contains(args[0], "://") {
+			return usagef("%s is not fetched; name a folder or a file on this machine, such as a backup or a proof", args[0])
+		}
 		if err != nil {
 			return &usageError{err}
 		}
