@@ -53,7 +53,7 @@ func (s *site) exchangeKey(key string, pairs ...string) tokenReply {
 func TestTokenServiceAPIKeys(t *testing.T) {
 	s := keyExchangeSite(t)
 	s.start()
-	t.Cleanup(func() { s.keepsNo("gbk_") })
+	t.Cleanup(func() { s.keepsNoKey() })
 	t.Cleanup(s.stop)
 	id, key := s.newKey("--owner", "billing", "--role", "reader", "--role", "boss", "--scope", "read", "--scope", "write")
 	_, narrow := s.newKey("--owner", "billing", "--role", "reader", "--scope", "read", "--route", "all")
