@@ -53,7 +53,7 @@ func TestNeeds(t *testing.T) {
 	if found < 20 {
 		t.Errorf("in all there are %d alerts", found)
 	}
-	for where, all := range map[string]bool{`status == 200`: false, `index > 3`: false, `authn == authn`: true, `let x = status; x == 200`: true} {
+	for where, all := range map[string]bool{`status == 200`: false, `index > 3`: false, `authn == authn`: true, `$env.status == 200`: true} {
 		g, err := newEngine([]Rule{{Name: "a", Where: where, Count: 1, Window: time.Minute}})
 		if err != nil {
 			t.Fatal(err)

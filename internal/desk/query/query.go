@@ -18,11 +18,14 @@ import (
 )
 
 // maxNodes and maxText bound an expression, so that nobody can ask for more
-// work than reading the book takes.
+// work than reading the book takes. See frugal for what they do not bound.
 const (
 	maxNodes = 200
 	maxText  = 4096
 )
+
+// MaxLimit is the largest Limit: so many matches are kept in memory.
+const MaxLimit = 100_000
 
 // Query says which records are wanted.
 type Query struct {
@@ -30,7 +33,7 @@ type Query struct {
 	Since  time.Time // zero: from the beginning
 	Until  time.Time // zero: to the end; exclusive
 	Reveal bool      // open personal parts; their fields may then be used too
-	Limit  int       // newest so many; 0: all
+	Limit  int       // newest so many, at most MaxLimit; 0: all
 }
 
 // Match is one record that was found.
@@ -51,6 +54,9 @@ type filter struct {
 
 func compile(q Query) (*filter, error) {
 	f := &filter{q: q}
+	if q.Limit > MaxLimit {
+		return nil, &Error{fmt.Sprintf("at most the newest %d are kept, not %d; without a limit all are handed out as they are found", MaxLimit, q.Limit)}
+	}
 	if strings.TrimSpace(q.Expr) == "" {
 		return f, nil
 	}
@@ -62,6 +68,9 @@ func compile(q Query) (*filter, error) {
 func compileExpr(text string, reveal bool, want expr.Option) (*vm.Program, error) {
 	if len(text) > maxText {
 		return nil, &Error{fmt.Sprintf("an expression may have %d bytes, this one has %d", maxText, len(text))}
+	}
+	if why := frugal(text); why != "" {
+		return nil, &Error{"expression: " + why}
 	}
 	var loops noLoops
 	opts := []expr.Option{expr.DisableAllBuiltins(), expr.MaxNodes(maxNodes), expr.Patch(&loops)}
@@ -193,8 +202,12 @@ type Count struct {
 	Count int64  `json:"count"`
 }
 
-// maxGroups bounds the memory of a count.
-const maxGroups = 100_000
+// maxGroups and maxGroupBytes, of the values together, bound the memory of a
+// count.
+const (
+	maxGroups     = 100_000
+	maxGroupBytes = 32 << 20
+)
 
 // foldName is the event of a record that stands for event.count exchanges.
 const foldName = "fold"
@@ -219,7 +232,7 @@ func CountBy(r *book.Reader, field string, q Query, records bool) ([]Count, erro
 	if err != nil {
 		return nil, err
 	}
-	counts := map[string]int64{}
+	var all tally
 	err = f.each(r, func(e *book.Entry) error {
 		ok, err := f.match(e)
 		if err != nil || !ok {
@@ -229,22 +242,17 @@ func CountBy(r *book.Reader, field string, q Query, records bool) ([]Count, erro
 		if err != nil {
 			return err
 		}
-		key := fmt.Sprint(v)
-		if _, have := counts[key]; !have && len(counts) == maxGroups {
-			return &Error{fmt.Sprintf("more than %d different values; count by something coarser", maxGroups)}
+		n := int64(1)
+		if !records {
+			n = weight(e.Record)
 		}
-		if records {
-			counts[key]++
-		} else {
-			counts[key] += weight(e.Record)
-		}
-		return nil
+		return all.add(fmt.Sprint(v), n)
 	})
 	if err != nil {
 		return nil, err
 	}
-	out := make([]Count, 0, len(counts))
-	for v, n := range counts {
+	out := make([]Count, 0, len(all.counts))
+	for v, n := range all.counts {
 		out = append(out, Count{v, n})
 	}
 	sort.Slice(out, func(i, j int) bool {
@@ -254,6 +262,25 @@ func CountBy(r *book.Reader, field string, q Query, records bool) ([]Count, erro
 		return out[i].Value < out[j].Value
 	})
 	return out, nil
+}
+
+// tally is a count by value in bounded memory. The zero value is empty.
+type tally struct {
+	counts map[string]int64
+	size   int // bytes of all values
+}
+
+func (t *tally) add(value string, n int64) error {
+	if _, have := t.counts[value]; !have {
+		if t.size += len(value); len(t.counts) == maxGroups || t.size > maxGroupBytes {
+			return &Error{fmt.Sprintf("more than %d different values, or than %d bytes of them; count by something coarser", maxGroups, maxGroupBytes)}
+		}
+		if t.counts == nil {
+			t.counts = map[string]int64{}
+		}
+	}
+	t.counts[value] += n
+	return nil
 }
 
 // IsUsage tells errors of the question from errors of the book.

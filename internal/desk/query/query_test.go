@@ -172,6 +172,13 @@ func TestBadExpressions(t *testing.T) {
 		{"too long", `method == "` + strings.Repeat("x", maxText) + `"`},
 		{"deeply nested", strings.Repeat("(", 500) + "true" + strings.Repeat(")", 500) + "("},
 		{"a bad pattern", `method matches "("`},
+		{"a text that doubles", doubling(4)},
+		{"a variable", `let m = method; m == "GET"`},
+		{"a large pattern", `method matches "` + strings.Repeat("(?:.?){1000}", 100) + `"`},
+		{"a pattern that repeats itself", `method matches "((x{10}){10}){10}"`},
+		{"a pattern of many parts", `method matches "` + strings.Repeat("[a-z]", 501) + `"`},
+		{"a pattern out of a record", `method matches route`},
+		{"a pattern that is put together", `method matches ("G" + "ET")`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got, err := found(t, rd, Query{Expr: c.expr})
@@ -182,6 +189,51 @@ func TestBadExpressions(t *testing.T) {
 				t.Errorf("error %v is not one of the question", err)
 			}
 		})
+	}
+}
+
+// doubling is an expression over a text that doubles so many times.
+func doubling(times int) string {
+	var b strings.Builder
+	b.WriteString("let x0 = id;")
+	for n := range times {
+		fmt.Fprintf(&b, "let x%d = x%d + x%d;", n+1, n, n)
+	}
+	fmt.Fprintf(&b, `x%d == ""`, times)
+	return b.String()
+}
+
+// TestCostOfExpressions: whoever may search cannot make a record cost more than a
+// little memory and time. A text of 36 bytes that doubles 40 times is 40 TB.
+func TestCostOfExpressions(t *testing.T) {
+	rd, _ := newReader(t)
+	for _, c := range []struct{ name, expr string }{
+		{"doubling", doubling(40)},
+		{"patterns", `op matches "` + strings.Repeat("(?:.?){1000}", 300) + `$"`},
+		{"patterns that compile long", strings.Repeat(`method matches "(?:.?){1000}" || `, 60) + "false"},
+	} {
+		begun := time.Now()
+		_, err := found(t, rd, Query{Expr: c.expr})
+		if !IsUsage(err) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if d := time.Since(begun); d > 5*time.Second {
+			t.Errorf("%s took %v", c.name, d)
+		}
+	}
+	// What people write is taken.
+	for _, expr := range []string{
+		`op matches "^(GET|POST) /v[0-9]+/orders/\\{id\\}$"`,
+		`client.prefix matches "^(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])(\\.(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3}/[0-9]{1,2}$"`,
+		`id matches "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"`,
+		`route + " " + method == "a GET"`,
+	} {
+		if got, err := found(t, rd, Query{Expr: expr}); err != nil || len(got) == 0 && !strings.Contains(expr, "orders") {
+			t.Errorf("%s: %v, %v", expr, got, err)
+		}
+	}
+	if err := Search(rd, Query{Limit: MaxLimit + 1}, func(*Match) error { return nil }); !IsUsage(err) {
+		t.Errorf("a limit that fills memory: %v", err)
 	}
 }
 
@@ -209,6 +261,30 @@ func TestCountBy(t *testing.T) {
 	for _, by := range []string{"", "personal.sub", "nothing", "len(method)"} {
 		if got, err := CountBy(rd, by, requests, false); !IsUsage(err) {
 			t.Errorf("by %q: %v, %v", by, got, err)
+		}
+	}
+}
+
+// TestTally: neither many values nor long ones fill the memory.
+func TestTally(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		size int
+		most int
+	}{{"many", 0, maxGroups}, {"long", 1 << 20, maxGroupBytes>>20 - 1}} {
+		var all tally
+		long, n := strings.Repeat("x", c.size), 0
+		for all.add(long+fmt.Sprint(n), 2) == nil {
+			n++
+		}
+		if n != c.most || len(all.counts) != n {
+			t.Errorf("%s: %d values of %d bytes were counted, want %d", c.name, n, c.size, c.most)
+		}
+		if err := all.add(long+"0", 1); err != nil || all.counts[long+"0"] != 3 {
+			t.Errorf("%s: one that is counted already: %v, %d", c.name, err, all.counts[long+"0"])
+		}
+		if err := all.add(long+"new", 1); !IsUsage(err) {
+			t.Errorf("%s: one more: %v", c.name, err)
 		}
 	}
 }
