@@ -174,6 +174,9 @@ func detectPlain(s string, but exempt, depth int) finding {
 		if f := detectAt(s, but); f != nothing {
 			return f
 		}
+		if oddAuthority(s, strings.LastIndexByte(s, '@')) {
+			return foundUserinfo
+		}
 	}
 	if digits >= 4 && but&butNumbers == 0 {
 		if f := detectNumbers(s, digits); f != nothing {
@@ -211,7 +214,7 @@ var keyForms = []keyForm{
 	{"npm_", 30, foundKey, false}, {"pypi-AgE", 16, foundKey, false}, {"dop_v1_", 32, foundKey, false}, {"hvs.", 16, foundKey, false}, {"hvb.", 16, foundKey, false},
 	{"SG.", 16, foundKey, false}, {"sk-ant-", 16, foundKey, false}, {"sk-proj-", 16, foundKey, false}, {"shpat_", 16, foundKey, false},
 	{"AccountKey=", 16, foundKey, false}, {"SharedAccessSignature=", 8, foundKey, false},
-	{"gbk_", 8, foundKey, false},
+	{"gbk_", 8, foundKey, false}, {"gbrt_", 8, foundKey, false}, // ours: API keys, refresh tokens
 	{"-----BEGIN", 0, foundPEM, false},
 }
 
@@ -344,22 +347,37 @@ func schemeAt(s string) bool {
 }
 
 // detectAt finds userinfo of URLs (RFC 3986 section 3.2.1) and e-mail
-// addresses.
+// addresses. In userinfo may stand, unlike in what is before the '@' of an
+// address, brackets, commas and semicolons.
 func detectAt(s string, but exempt) finding {
-	from := 0 // first byte that can belong to what is before the '@'
+	from := 0  // first byte that can belong to what is before the '@'
+	auth := -1 // of the authority of a URL, -1 outside of one
 	for i := range len(s) {
-		if s[i] != '@' {
-			if strings.IndexByte(" \t\r\n/?#\"<>(),;", s[i]) >= 0 {
-				from = i + 1
+		switch c := s[i]; {
+		case c == '/':
+			from, auth = i+1, -1
+			if i > 0 && s[i-1] == '/' {
+				auth = i + 1
 			}
 			continue
+		case strings.IndexByte(" \t\r\n?#\"<>", c) >= 0:
+			from, auth = i+1, -1
+			continue
+		case strings.IndexByte("(),;", c) >= 0:
+			from = i + 1
+			continue
+		case c != '@':
+			continue
 		}
-		before, url := s[from:i], strings.HasSuffix(s[:from], "//")
+		before := s[from:i]
 		from = i + 1
+		if auth >= 0 && i > auth {
+			return foundUserinfo
+		}
 		if before == "" {
 			continue
 		}
-		if url || but&butEmail == 0 && strings.IndexByte(before, ':') > 0 && !strings.HasPrefix(before, "mailto:") {
+		if but&butEmail == 0 && strings.IndexByte(before, ':') > 0 && !strings.HasPrefix(before, "mailto:") {
 			return foundUserinfo
 		}
 		if but&butEmail == 0 && domainAt(s[i+1:]) {
@@ -367,6 +385,27 @@ func detectAt(s string, but exempt) finding {
 		}
 	}
 	return nothing
+}
+
+// oddAuthority reports whether the authority of some URL in s ends before the
+// byte at last and is none, because what is there for a port is no number: a
+// character of a password, written as it is, ends it before its '@'.
+func oddAuthority(s string, last int) bool {
+	for from := 0; ; {
+		i := strings.Index(s[from:], "://")
+		if i < 0 || from+i > last {
+			return false
+		}
+		from += i + len("://")
+		end := len(s)
+		if i := strings.IndexAny(s[from:], "/?# \t\r\n\"<>"); i >= 0 {
+			end = from + i
+		}
+		if end < last && strings.IndexByte(s[from:end], ':') >= 0 && !isHost(s[from:end]) {
+			return true
+		}
+		from = max(from, end-1) // it may be the name of the next one's scheme
+	}
 }
 
 // domainAt reports whether s starts with a domain name of two labels or more.

@@ -48,6 +48,10 @@ var planted = map[string]string{
 	"bearer2":      "bearer abcdefghijkl",
 	"basic":        "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==",
 	"userinfo":     "https://ana:hunter2@db.internal/",
+	"refresh":      "gbrt_" + "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+	"comma":        "amqp://ana:hun,ter2@broker/",
+	"brackets":     "https://ana:h(un)ter2@db/",
+	"semicolon":    "https://ana:hunter;2@db/",
 }
 
 var encodings = map[string]func(string) string{
@@ -154,10 +158,37 @@ func TestDetectorsNameWhatTheyFind(t *testing.T) {
 		"card": foundCard, "card spaced": foundCard, "card dashed": foundCard, "iban": foundIBAN, "iban spaced": foundIBAN, "ssn": foundNationalID,
 		"hex": foundEntropy, "sha256": foundEntropy, "base64url": foundEntropy, "random": foundEntropy,
 		"aws secret": foundEntropy, "bearer": foundBearer, "bearer2": foundBearer, "basic": foundBearer, "userinfo": foundUserinfo,
+		"refresh": foundKey, "comma": foundUserinfo, "brackets": foundUserinfo, "semicolon": foundUserinfo,
 	}
 	for name, secret := range planted {
 		if got := detect(secret, 0); got != want[name] {
 			t.Errorf("%s: found %q, want %q", name, got.mark(), want[name].mark())
+		}
+	}
+}
+
+// TestUserinfoInPieces: characters that end a host may stand in a password as
+// they are. No part of it is kept.
+func TestUserinfoInPieces(t *testing.T) {
+	u := mustNew(t, testConfig())
+	for _, url := range []string{
+		"https://ana:hun/ter2@db/", "https://ana:hun?ter2@db/", "https://ana:hun#ter2@db/", "https://ana:hun\\ter2@db/", "https://ana:hun@ter2@db/",
+		"https://ana:hun;ter2@db/", "https://ana:hun,ter2@db/x", "https://ana:(hun)ter2@db", "https://ana%3Ahun/ter2@db/", "https://:hunter2@db/",
+	} {
+		for where, plant := range positions {
+			r := matched()
+			plant(r, url)
+			u.Apply(r)
+			if out := decodedOutput(r); strings.Contains(out, "hun") || strings.Contains(out, "ter2") {
+				t.Errorf("%s, %s: kept in\n%.1500s", url, where, out[strings.IndexByte(out, '\n'):])
+			}
+			checkIdempotent(t, u, r)
+		}
+		r := matched()
+		r.Raw.Referer = url
+		u.Apply(r)
+		if r.Personal.Referer != "" && strings.Contains(r.Personal.Referer, "hun") {
+			t.Errorf("referer %s: kept as %q", url, r.Personal.Referer)
 		}
 	}
 }
@@ -174,7 +205,7 @@ func TestDetectorsLeaveTheRestAlone(t *testing.T) {
 		"1795428000123456", "4111111111111112", "1234567890123456", "2026-11-23 10-00-00", "+49 30 1234567", "DE89370400440532013001", "219-99-99999", "000-12-3456",
 		"Basic information", "bearer", "basically-nothing-here", "clerks-may-read-their-own-orders", "TLS_AES_128_GCM_SHA256", "X25519MLKEM768",
 		"t13d1516h2_8daaf6152771", "SGVsbG8sIHdvcmxkIQ==", "48656c6c6f2c20776f726c6421", `C:\\Users\\u0041na`, `\u00e4rger`, "/api/v2/Customers/12345/Invoices/2024/07/a", "Zm9vYmFyYmF6cXV4",
-		"https://example.com/@ana/post", "100%", "50%25", "iPhone14Pro-Max-256GB-Blue-v2", "eyJ.x", "[masked:jwt]", "[masked:email]",
+		"https://example.com/@ana/post", "https://example.com:8080/@ana", "http://[2001:db8::1]:80/@ana", "(see //x) at 12:30 @home", "https://example.com/a:b/@x", "100%", "50%25", "iPhone14Pro-Max-256GB-Blue-v2", "eyJ.x", "[masked:jwt]", "[masked:email]",
 		"de-DE,de;q=0.9,en-US;q=0.8,en;q=0.7", "application/vnd.company.order.v2+json",
 	} {
 		if f := detect(s, 0); f != nothing {
@@ -189,7 +220,7 @@ func TestDetectorsLeaveTheRestAlone(t *testing.T) {
 }
 
 func TestDetectIsLinear(t *testing.T) {
-	for _, unit := range []string{"eyJ", "a@", "@", "%41", "%25", "4111 ", "de89", "bearer ", "basic ", "AKIA", "a:", "//", "5e1f9b4e-", "9", "-", "xoxb-", ".", "eyJhbGciOi.", "4a4a", "SGVs", "SGVsSGVsSGVs ", `\u0041`, `\x41`, `\\`, "a/B3"} {
+	for _, unit := range []string{"eyJ", "a@", "@", "%41", "%25", "4111 ", "de89", "bearer ", "basic ", "AKIA", "a:", "//", "5e1f9b4e-", "9", "-", "xoxb-", ".", "eyJhbGciOi.", "4a4a", "SGVs", "SGVsSGVsSGVs ", `\u0041`, `\x41`, `\\`, "a/B3", "://", "://a:b/", "//a,"} {
 		s := strings.Repeat(unit, maxScanned/len(unit))
 		if n := testing.AllocsPerRun(1, func() { detect(s, 0) }); n > 100 {
 			t.Errorf("%q: %v allocations", unit, n)

@@ -271,7 +271,7 @@ func (u *Rules) sum() string {
 
 // version changes with anything that Apply does differently: the class table,
 // the caps, the shapes, the detectors.
-const version = "gatebook/redact/v2"
+const version = "gatebook/redact/v3"
 
 // Caps on what a string takes once it is encoded, in bytes. What is longer is
 // cut and ends in cutMark. They keep both halves under record.MaxPart.

@@ -98,6 +98,12 @@ func (w *work) segments(p *string) {
 	}
 	w.tripped += hits
 	w.masked += hits
+	if hits == 0 && f == foundUserinfo { // a part of it would be left
+		*p = "/" + f.mark()
+		w.tripped++
+		w.masked++
+		return
+	}
 	*p = string(out)
 	if f := detect(*p, 0); f != nothing { // what no segment shows alone
 		*p = "/" + f.mark()
@@ -327,7 +333,7 @@ func (w *work) referer(p *string) {
 		w.dropped++
 	}
 	whole, _ := unescape(rest)
-	if !isHost(host) || detect(host, 0) != nothing || hasAWSSecret(whole) {
+	if !isHost(host) || detect(host, 0) != nothing || hasAWSSecret(whole) || oddAuthority(whole, len(whole)+1) {
 		w.drop(p)
 		return
 	}
@@ -339,13 +345,26 @@ func (w *work) referer(p *string) {
 	w.bound(p, capReferer, butEntropy|butNumbers)
 }
 
+// isHost reports whether s is a host with or without a port (RFC 3986 section
+// 3.2). What stands in the place of a port and is no number may be a password.
 func isHost(s string) bool {
-	for i := range len(s) {
-		if c := s[i]; !isAlnum(c) && strings.IndexByte("-.:[]_", c) < 0 {
+	name, port := s, ""
+	if i := strings.IndexByte(s, ']'); i >= 0 && s[0] == '[' {
+		name, port = s[1:i], s[i+1:]
+	} else if i := strings.IndexByte(s, ':'); i >= 0 {
+		name, port = s[:i], s[i:]
+	}
+	for i := range len(name) {
+		if c := name[i]; !isAlnum(c) && strings.IndexByte("-._", c) < 0 && (c != ':' || s[0] != '[') {
 			return false
 		}
 	}
-	return s != "" && len(s) <= 255
+	for i := range len(port) {
+		if c := port[i]; i == 0 && c != ':' || i > 0 && !isDigit(c) {
+			return false
+		}
+	}
+	return name != "" && port != ":" && len(s) <= 255
 }
 
 // pairs keeps the allow-listed headers and claims of the route.
