@@ -476,7 +476,7 @@ func (x *exchange) decision(path string) *authz.Request {
 	if p := x.principal; p != nil {
 		d.Issuer, d.Subject, d.Client = p.Issuer, p.Subject, p.Client
 		d.Tenant, d.Groups = p.Tenant, p.Groups
-		d.Roles, d.Scopes, d.ACR, d.AMR, d.Claims = p.Roles, p.Scopes, p.ACR, p.AMR, p.Claims
+		d.Roles, d.Scopes, d.ACR, d.AMR, d.Claims, d.Unfit = p.Roles, p.Scopes, p.ACR, p.AMR, p.Claims, p.Unfit
 		if !p.AuthTime.IsZero() {
 			d.AuthAge = max(x.start.Sub(p.AuthTime), 1)
 		}

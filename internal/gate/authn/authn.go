@@ -56,8 +56,10 @@ type Principal struct {
 	Session, Family string
 
 	// Claims holds the scalar claims that the configuration asks to pass on,
-	// by their configured names. It may be nil.
+	// by their configured names. It may be nil. Unfit names those of them that the
+	// credential has and that are no short text, integer or truth value.
 	Claims map[string]string
+	Unfit  []string
 
 	// Memo keeps what the gate has derived from the rest; nil for a principal that
 	// is not handed out twice. A copy of a principal shares it.

@@ -269,20 +269,21 @@ func (p *profile) read(c *value) (pr *Principal, t times, detail string) {
 	// shape is left empty.
 	pr.Name, _ = text(c.get("name"), maxText)
 	pr.Email, _ = text(c.get("email"), maxText)
-	pr.Claims = p.passed(c)
+	pr.Claims, pr.Unfit = p.passed(c)
 	return pr, t, ""
 }
 
-// passed picks the configured claims that are scalar and short.
-func (p *profile) passed(c *value) map[string]string {
-	var m map[string]string
+// passed picks the configured claims that are scalar and short, and names those
+// that are there and are neither. null stands for a claim that is not there.
+func (p *profile) passed(c *value) (m map[string]string, unfit []string) {
 	for _, np := range p.pass {
 		v := np.path.in(c)
-		if v == nil {
+		if v == nil || v.kind == kindNull {
 			continue
 		}
 		s, ok := v.scalar()
 		if !ok || v.kind == kindString && !plain(s, maxText) {
+			unfit = append(unfit, np.name)
 			continue
 		}
 		if m == nil {
@@ -290,7 +291,7 @@ func (p *profile) passed(c *value) map[string]string {
 		}
 		m[np.name] = s
 	}
-	return m
+	return m, unfit
 }
 
 // instant is a NumericDate as time; zero for one that is absent.

@@ -23,7 +23,7 @@ func TestPrincipal(t *testing.T) {
 	c := tableConfig(t)
 	c.RolesClaim = "/realm_access/roles"
 	c.TenantClaim = "/tenants/0/id"
-	c.PassClaims = []string{"department", "/address/country", "level", "member", "missing", "list", "wide"}
+	c.PassClaims = []string{"department", "/address/country", "level", "member", "missing", "list", "wide", "huge", "part", "object", "null"}
 	j := newJWT(t, c)
 	now := jwtattack.Now.Unix()
 	claims := jwtattack.Claims().
@@ -32,7 +32,7 @@ func TestPrincipal(t *testing.T) {
 		Set("acr", `"urn:mfa"`).Set("amr", `["pwd","otp"]`).Set("auth_time", "1795435000").
 		Set("name", `"Alice Ünal"`).Set("email", `"alice@example.com"`).
 		Set("department", `"sales"`).Set("address", `{"country":"DE"}`).Set("level", "7").Set("member", "true").
-		Set("list", "[1]").Set("wide", `"`+strings.Repeat("w", 257)+`"`)
+		Set("list", "[1]").Set("huge", "99999999999999999999").Set("part", "1.5").Set("object", "{}").Set("null", "null").Set("wide", `"`+strings.Repeat("w", 257)+`"`)
 	p, err := authenticate(j, env(t).Token("ES384", jwtattack.Header("ES384"), claims))
 	if err != nil {
 		t.Fatal(err)
@@ -53,6 +53,9 @@ func TestPrincipal(t *testing.T) {
 	want := map[string]string{"department": "sales", "/address/country": "DE", "level": "7", "member": "true"}
 	if !maps.Equal(p.Claims, want) {
 		t.Errorf("claims are %v, want %v", p.Claims, want)
+	}
+	if got := strings.Join(p.Unfit, " "); got != "list wide huge part object" {
+		t.Errorf("unfit claims are %q", got)
 	}
 }
 

@@ -236,7 +236,7 @@ func (s *Sessions) renewClaims(ctx context.Context, x *session, m *idpMetadata, 
 // describe takes over what a verified ID token says.
 func (r *sessionRecord) describe(p *Principal) {
 	r.Roles, r.Groups, r.Scopes, r.AMR, r.ACR = p.Roles, p.Groups, p.Scopes, p.AMR, p.ACR
-	r.Audiences, r.Tenant, r.Person, r.Email, r.KID, r.Alg, r.Claims = p.Audiences, p.Tenant, p.Name, p.Email, p.KID, p.Alg, p.Claims
+	r.Audiences, r.Tenant, r.Person, r.Email, r.KID, r.Alg, r.Claims, r.Unfit = p.Audiences, p.Tenant, p.Name, p.Email, p.KID, p.Alg, p.Claims, p.Unfit
 	r.AuthTime = 0
 	if !p.AuthTime.IsZero() {
 		r.AuthTime = p.AuthTime.Unix()

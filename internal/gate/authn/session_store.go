@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,6 +52,7 @@ type sessionRecord struct {
 	AuthTime  int64    `json:"auth_time,omitempty"`
 
 	Claims map[string]string `json:"claims,omitempty"`
+	Unfit  []string          `json:"unfit,omitempty"`
 
 	Created    int64  `json:"created"`
 	Expires    int64  `json:"expires"`
@@ -102,6 +104,10 @@ type SessionStore struct {
 	mu   sync.RWMutex
 	live map[sessionFamily]*session       // mu
 	by   map[sessionOf]map[*session]int64 // mu; the value is when it was created
+	// gone are the sessions that were ended here, until they would have ended by
+	// themselves (Unix seconds): the store may still have them, or somebody may just
+	// have read them there.
+	gone map[sessionFamily]int64 // mu
 }
 
 // sessionOf is whose sessions they are: of a subject, or of one session at the
@@ -136,7 +142,7 @@ func NewSessionStore(c SessionStoreConfig) (*SessionStore, error) {
 	}
 	return &SessionStore{
 		kv: c.Store, keys: keys, hash: c.Hash, now: c.Now, log: c.Logger, shared: c.Shared,
-		live: map[sessionFamily]*session{}, by: map[sessionOf]map[*session]int64{},
+		live: map[sessionFamily]*session{}, by: map[sessionOf]map[*session]int64{}, gone: map[sessionFamily]int64{},
 	}, nil
 }
 
@@ -187,7 +193,7 @@ func (s *SessionStore) know(x *session, r *sessionRecord) {
 	p := &Principal{
 		Method: methodSession, Issuer: r.Issuer, Subject: r.Subject, Client: r.Client, Roles: r.Roles, Groups: r.Groups,
 		Scopes: r.Scopes, AMR: r.AMR, Audiences: r.Audiences, ACR: r.ACR, KID: r.KID, Alg: r.Alg, Tenant: r.Tenant, Name: r.Person, Email: r.Email,
-		IssuedAt: time.Unix(r.Created, 0).UTC(), Expires: time.Unix(r.Expires, 0).UTC(), Session: x.hash, Claims: r.Claims,
+		IssuedAt: time.Unix(r.Created, 0).UTC(), Expires: time.Unix(r.Expires, 0).UTC(), Session: x.hash, Claims: r.Claims, Unfit: r.Unfit,
 	}
 	if r.AuthTime > 0 {
 		p.AuthTime = time.Unix(r.AuthTime, 0).UTC()
@@ -200,10 +206,14 @@ func (r *sessionRecord) owners() [2]sessionOf {
 	return [2]sessionOf{{r.IssuerURL, "sub", r.Subject}, {r.IssuerURL, "sid", r.SID}}
 }
 
-func (s *SessionStore) add(x *session) {
+// add is false for a session that was ended meanwhile.
+func (s *SessionStore) add(x *session) bool {
 	r := x.now.Load()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if _, gone := s.gone[x.family]; gone {
+		return false
+	}
 	s.live[x.family] = x
 	for _, o := range r.owners() {
 		if o.id == "" {
@@ -214,6 +224,7 @@ func (s *SessionStore) add(x *session) {
 		}
 		s.by[o][x] = r.Created
 	}
+	return true
 }
 
 func (s *SessionStore) remove(x *session) {
@@ -280,7 +291,11 @@ func (s *SessionStore) crowd(ctx context.Context, r *sessionRecord) {
 func (s *SessionStore) find(ctx context.Context, f sessionFamily) (*session, error) {
 	s.mu.RLock()
 	x := s.live[f]
+	_, gone := s.gone[f]
 	s.mu.RUnlock()
+	if gone {
+		return nil, nil
+	}
 	if x != nil && (!s.shared || s.now().UnixNano()-x.read.Load() < int64(revalidate)) {
 		return x, nil
 	}
@@ -303,8 +318,9 @@ func (s *SessionStore) find(ctx context.Context, f sessionFamily) (*session, err
 		storeMax(&x.seen, r.Seen)
 		return x, nil
 	}
-	x = s.newSession(f, r)
-	s.add(x)
+	if x = s.newSession(f, r); !s.add(x) {
+		return nil, nil
+	}
 	return x, nil
 }
 
@@ -365,9 +381,12 @@ func (s *SessionStore) alter(ctx context.Context, x *session, fn func(r *session
 	return errors.New("the session is changed by others all the time")
 }
 
-// end ends a session: at once on this node, and when it returns nil in the
-// store.
+// end ends a session: at once and for good on this node, and when it returns nil
+// in the store.
 func (s *SessionStore) end(ctx context.Context, x *session) error {
+	s.mu.Lock()
+	s.gone[x.family] = x.now.Load().Expires
+	s.mu.Unlock()
 	s.remove(x)
 	x.change.Lock()
 	defer x.change.Unlock()
@@ -453,8 +472,9 @@ func (s *SessionStore) Sweep() int {
 	for _, x := range over {
 		s.remove(x)
 	}
-	s.mu.RLock()
-	defer s.mu.RUnlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.gone, func(_ sessionFamily, until int64) bool { return until <= now })
 	return len(s.live)
 }
 

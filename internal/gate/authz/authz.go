@@ -25,6 +25,7 @@ import (
 	"hash/maphash"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -48,6 +49,9 @@ type Request struct {
 	// pass at least 1 ns.
 	AuthAge time.Duration
 	Claims  map[string]string
+	// Unfit are claims that the credential has in a form that Claims cannot hold.
+	// To a policy they would not be there, so it is not asked if it reads one.
+	Unfit []string
 
 	// What: configured names. Action is the operation, "METHOD template".
 	Route, Action, Method, Path string
@@ -100,17 +104,62 @@ func (e *Engine) Schema() string { return e.schema.text }
 // It is empty when there were no cases.
 func (e *Engine) Untested() []string { return slices.Clone(e.untested) }
 
-// Decide answers a request. It fails closed: see Decision.Reason.
+// Decide answers a request. It fails closed: see Decision.Reason. What a policy
+// forbids is forbidden in the other way to write its path, too: see lettered.
 func (e *Engine) Decide(r *Request) Decision {
+	d, _ := e.decide(r)
+	return d
+}
+
+// decide is Decide that also tells which way to write the path has decided.
+func (e *Engine) decide(r *Request) (Decision, *Request) {
 	op, fault := e.operation(r)
 	if fault != "" {
-		return e.failed(fault)
+		return e.failed(fault), r
 	}
 	p, fault := e.principal(r, op)
 	if fault != "" {
-		return e.failed(fault)
+		return e.failed(fault), r
 	}
-	return p.plan(e, op).decide(e, r, p)
+	pl := p.plan(e, op)
+	d := pl.decide(e, r, p)
+	if !d.Allow || !op.readsPath {
+		return d, r
+	}
+	path, differs := lettered(r.Path)
+	if !differs {
+		return d, r
+	}
+	twin := *r
+	twin.Path = path
+	if again := pl.decide(e, &twin, p); !again.Allow && again.Reason != reason.DeniedByDefault {
+		return again, &twin
+	}
+	return d, r
+}
+
+// lettered is a path in normal form with those characters written out that mean
+// something else when they are encoded only to the letter of RFC 3986 (section
+// 2.2): servers decode a path before they look at it, so that to almost all of
+// them /a%3Ab is /a:b. A semicolon or a slash is none of them: what has one
+// encoded has two readings to the gate already.
+func lettered(path string) (other string, differs bool) {
+	i := strings.IndexByte(path, '%')
+	if i < 0 {
+		return path, false
+	}
+	b := append(make([]byte, 0, len(path)), path[:i]...)
+	for ; i < len(path); i++ {
+		if path[i] == '%' && i+2 < len(path) {
+			if n, err := strconv.ParseUint(path[i+1:i+3], 16, 8); err == nil && strings.IndexByte("!$&'()*+,=:@", byte(n)) >= 0 {
+				b = append(b, byte(n))
+				i += 2
+				continue
+			}
+		}
+		b = append(b, path[i])
+	}
+	return string(b), len(b) != len(path)
 }
 
 // failed denies a request that cannot even be put to the policies.

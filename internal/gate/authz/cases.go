@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/gatebook/gatebook/internal/reason"
 )
@@ -283,7 +284,7 @@ func repeatedKey(text string) (int64, error) {
 		if len(stack) > 0 {
 			top := &stack[len(stack)-1]
 			if name, ok := tok.(string); ok && top.keys != nil && top.key {
-				fold := strings.ToLower(name)
+				fold := folded(name)
 				if top.keys[fold] {
 					return dec.InputOffset(), fmt.Errorf("key %q occurs twice", name)
 				}
@@ -301,6 +302,19 @@ func repeatedKey(text string) (int64, error) {
 			stack = stack[:len(stack)-1]
 		}
 	}
+}
+
+// folded is a name as encoding/json compares it with those of a struct: without
+// regard to case, in which it also takes the long s and the Kelvin sign for
+// letters.
+func folded(name string) string {
+	return strings.Map(func(c rune) rune {
+		least := c
+		for f := unicode.SimpleFold(c); f != c; f = unicode.SimpleFold(f) {
+			least = min(least, f)
+		}
+		return least
+	}, name)
 }
 
 // Report is what became of all cases of a directory.

@@ -16,6 +16,10 @@ import (
 const overflow = `9223372036854775807 + 1 > 0`
 
 func TestDecide(t *testing.T) {
+	const (
+		verb   = `@id("verb") forbid(principal, action, resource) when { context.path like "*:purge" };`
+		tagged = `@id("t") forbid(principal is User, action, resource) when { principal.hasTag("blocked") };`
+	)
 	clerk := map[string]Role{"clerk": {Allow: []string{"orders.read"}}}
 	for _, c := range []struct {
 		name     string
@@ -81,6 +85,20 @@ func TestDecide(t *testing.T) {
 		{"client", nil, `@id("c") permit(principal is User, action, resource) when { principal has client && principal.client == Client::"corp|web" && principal.issuer == "corp" && principal.sub == "alice" };`, nil, "", "c"},
 		{"context in an expression", nil, `@id("c") permit(principal, action, resource) when { (if context.method == "GET" then context else context).acr == "mfa" };`, nil, "", "c"},
 		{"whole context", nil, `@id("c") permit(principal, action, resource) when { context == context };`, nil, "", "c"},
+		{"path", clerk, verb, func(r *Request) { r.Path = "/v1/orders/7" }, "", "role:clerk:orders.read"},
+		{"forbidden path", clerk, verb, func(r *Request) { r.Path = "/v1/orders/7:purge" }, reason.DeniedByPolicy, "verb"},
+		{"forbidden path, encoded", clerk, verb, func(r *Request) { r.Path = "/v1/orders/7%3Apurge" }, reason.DeniedByPolicy, "verb"},
+		{"forbidden path, other characters encoded", clerk, verb, func(r *Request) { r.Path = "/v1/orders/a%40b%2C%20x%3Apurge" }, reason.DeniedByPolicy, "verb"},
+		{"forbidden as sent", clerk, `@id("enc") forbid(principal, action, resource) when { context.path like "*%3A*" };`, func(r *Request) { r.Path = "/v1/orders/7%3Apurge" }, reason.DeniedByPolicy, "enc"},
+		{"permitted path, encoded", nil, `@id("verb") permit(principal, action, resource) when { context.path like "*:purge" };`, func(r *Request) { r.Path = "/v1/orders/7%3Apurge" }, reason.DeniedByDefault, ""},
+		{"permitted as sent only", nil, `@id("enc") permit(principal, action, resource) when { context.path like "*%3A*" };`, func(r *Request) { r.Path = "/v1/orders/7%3Apurge" }, "", "enc"},
+		{"error in the other way to write it", clerk, `@id("e") forbid(principal, action, resource) when { context.path like "*:purge" && ` + overflow + ` };`, func(r *Request) { r.Path = "/v1/orders/7%3Apurge" }, reason.PolicyError, "role:clerk:orders.read"},
+		{"forbidden path that is no encoding", clerk, verb, func(r *Request) { r.Path = "/v1/orders/7%253Apurge" }, "", "role:clerk:orders.read"},
+
+		{"claim of another form", clerk, tagged, func(r *Request) { r.Unfit = []string{"blocked"} }, reason.PolicyError, ""},
+		{"claim of another form, of no interest", clerk, tagged, func(r *Request) { r.Unfit = []string{"address"} }, "", "role:clerk:orders.read"},
+		{"claim of another form, read elsewhere", clerk, `@id("t") forbid(principal is User, action, resource == Route::"rest") when { principal.hasTag("blocked") };`, func(r *Request) { r.Unfit = []string{"blocked"} }, "", "role:clerk:orders.read"},
+		{"claim of another form, read by a computed name", clerk, `@id("t") forbid(principal is User, action, resource) when { principal.hasTag(context.method) };`, func(r *Request) { r.Unfit = []string{"address"} }, reason.PolicyError, ""},
 
 		{"unknown route", clerk, "", func(r *Request) { r.Route = "nowhere" }, reason.PolicyError, ""},
 		{"unknown operation", clerk, "", func(r *Request) { r.Action = "PATCH /v1/orders/{id}" }, reason.PolicyError, ""},

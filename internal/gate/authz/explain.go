@@ -53,7 +53,7 @@ func (e *Engine) Policies() []PolicyInfo {
 // is for people, not for the request path. A request that could not be put to
 // the policies has no verdicts.
 func (e *Engine) Explain(r *Request) (Decision, []Verdict) {
-	d := e.Decide(r)
+	d, r := e.decide(r)
 	op, fault := e.operation(r)
 	if fault != "" {
 		return d, nil

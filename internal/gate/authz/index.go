@@ -39,6 +39,10 @@ type operation struct {
 	leaves    []leaf         // of the compiled policies
 	leafOf    map[string]int // by their text, while the index is built
 
+	readsPath bool     // some policy reads context.path
+	allClaims bool     // some policy reads claims by a name that is computed
+	claims    []string // that policies read by name
+
 	policies []*policy        // all whose action and resource match and that a principal can meet
 	any      group            // every User
 	roles    map[string]group // a User in the role
@@ -144,6 +148,8 @@ func buildIndex(routes []Route, policies []*policy, s *boundSchema) map[string]*
 				op.add(p)
 			}
 			op.leafOf = nil
+			slices.Sort(op.claims)
+			op.claims = slices.Compact(op.claims)
 			rt.ops[name] = op
 			if m == OtherMethod {
 				rt.other = op
@@ -220,6 +226,9 @@ func (op *operation) add(p *policy) {
 		return
 	}
 	op.policies = append(op.policies, p)
+	op.readsPath = op.readsPath || p.needs&op.context&ctxPath != 0
+	op.allClaims = op.allClaims || p.reads.allClaims
+	op.claims = append(op.claims, p.reads.claims...)
 	e := op.entry(p)
 	if op.anonymous && matches(scope.Principal, types.Entity{UID: anonymousUID}) {
 		op.nobody = op.nobody.with(e)

@@ -19,7 +19,7 @@ import (
 
 // engineVersion is part of every set hash: another evaluator or another
 // reading of the tables may decide differently.
-const engineVersion = "gatebook-authz/1 cedar-go/v1.9.0"
+const engineVersion = "gatebook-authz/2 cedar-go/v1.9.0"
 
 // source is all that decisions depend on, in canonical order. Its JSON is the
 // bundle that SetHash names: a decision can be repeated from it.

@@ -70,6 +70,11 @@ func (e *Engine) principal(r *Request, op *operation) (*principal, string) {
 	if r.Subject == "" {
 		return nil, "the principal has no subject"
 	}
+	for _, name := range r.Unfit {
+		if op.allClaims || slices.Contains(op.claims, name) {
+			return nil, fmt.Sprintf("claim %q is no short text, integer or truth value", name)
+		}
+	}
 	if len(e.cache) == 0 || textSize(r) > cacheBytes {
 		return e.newPrincipal(r)
 	}
