@@ -25,7 +25,7 @@ const (
 
 // Cache remembers verdicts about tokens. It is safe for concurrent use and may
 // serve several JWTs: an entry answers only for the exact token, issuer
-// configuration and key generation that it was made under. Its memory is
+// configuration and key set that it was made under. Its memory is
 // bounded (about 150 bytes per entry, taken as it fills) and the refused
 // tokens have a small part of their own, so that garbage evicts no user.
 type Cache struct {
@@ -54,9 +54,9 @@ func NewCache(entries int) *Cache {
 // cacheKey is what a verdict depends on besides the clock. The token stands
 // here as the SHA-256 of its bytes and is compared in full.
 type cacheKey struct {
-	token      [sha256.Size]byte
-	config     [sha256.Size]byte
-	generation uint64
+	token  [sha256.Size]byte
+	config [sha256.Size]byte
+	keys   uint64 // mark of the key set; 0 where there is none
 }
 
 // ways is how many entries share a bucket and its lock.

@@ -25,9 +25,10 @@ type Revocations struct {
 	now   func() time.Time
 	most  int
 
-	count atomic.Int64 // entries, so that none costs nothing
-	mu    sync.RWMutex
-	all   map[revoked]revocation // mu
+	keeping sync.Mutex   // held while an entry changes and is kept, so that the store has the last
+	count   atomic.Int64 // entries, so that none costs nothing
+	mu      sync.RWMutex
+	all     map[revoked]revocation // mu
 }
 
 // revoked is what a revocation is about.
@@ -84,14 +85,17 @@ func (v *Revocations) Load(ctx context.Context) error {
 	})
 }
 
-func (v *Revocations) set(k revoked, e revocation) {
+// set makes an entry act and returns it with what there was before: nothing that
+// was revoked is taken back.
+func (v *Revocations) set(k revoked, e revocation) revocation {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if had, ok := v.all[k]; ok { // never take back what was revoked
-		e.NotBefore, e.Until = max(e.NotBefore, had.NotBefore), max(e.Until, had.Until)
+	if had, ok := v.all[k]; ok {
+		e.NotBefore, e.Until, e.Reuse = max(e.NotBefore, had.NotBefore), max(e.Until, had.Until), e.Reuse || had.Reuse
 	}
 	v.all[k] = e
 	v.count.Store(int64(len(v.all)))
+	return e
 }
 
 // Subject revokes what a subject of an issuer holds and was issued up to now.
@@ -112,6 +116,10 @@ func (v *Revocations) epoch(ctx context.Context, k revoked, lifetime time.Durati
 	return v.put(ctx, k, revocation{NotBefore: now.Unix() + 1, Until: now.Add(lifetime).Unix() + 1})
 }
 
+// forever is for how long a token is revoked that says of no time that it ends
+// then.
+const forever = 100 * 365 * 24 * time.Hour
+
 // Token revokes the one token with this id for so long; reuse says that it was
 // seen in too many places.
 func (v *Revocations) Token(ctx context.Context, issuer, id string, lifetime time.Duration, reuse bool) error {
@@ -126,10 +134,13 @@ func (v *Revocations) put(ctx context.Context, k revoked, e revocation) error {
 	if v.count.Load() >= int64(v.most) && v.Sweep() >= v.most {
 		return fmt.Errorf("there are %d revocations already", v.most)
 	}
-	v.set(k, e)
 	if v.store == nil {
+		v.set(k, e)
 		return nil
 	}
+	v.keeping.Lock()
+	defer v.keeping.Unlock()
+	e = v.set(k, e)
 	value, err := json.Marshal(e)
 	if err != nil {
 		return err

@@ -61,3 +61,38 @@ func TestInherit(t *testing.T) {
 		t.Error("usable without keys")
 	}
 }
+
+// TestVerdictsOfOtherKeys: a cache outlives JWTs, so what was found with keys that
+// are gone answers for nobody, though both have the same rules and their first
+// keys.
+func TestVerdictsOfOtherKeys(t *testing.T) {
+	env, err := AttackEnv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := jwtattack.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "jwks.json")
+	cache := NewCache(0)
+	token := bearerRequest(env.Token("ES256", jwtattack.Header("ES256"), jwtattack.Claims()))
+	for _, step := range []struct {
+		jwks []byte
+		good bool
+	}{{env.JWKS, true}, {other.JWKS, false}, {env.JWKS, true}} {
+		if err := os.WriteFile(file, step.jwks, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		now := jwtattack.Now
+		j, _ := internalJWT(t, &now, func(c *JWTConfig) { c.Cache, c.Keys.File = cache, file })
+		for range 2 {
+			if p, err := j.Authenticate(context.Background(), token); (err == nil) != step.good || step.good != (p != nil) {
+				t.Errorf("good %v: %v, %v", step.good, p, err)
+			}
+		}
+		if j.Known(token) != step.good {
+			t.Errorf("known is %v", !step.good)
+		}
+	}
+}

@@ -200,7 +200,7 @@ func TestFingerprint(t *testing.T) {
 func TestTable(t *testing.T) {
 	tab := newTable[int](64)
 	key := func(i int) *cacheKey {
-		return &cacheKey{token: sha256.Sum256(fmt.Append(nil, i)), generation: 1}
+		return &cacheKey{token: sha256.Sum256(fmt.Append(nil, i)), keys: 1}
 	}
 	for i := range 1000 {
 		tab.put(key(i), 0, 100, 50, i)
@@ -223,8 +223,8 @@ func TestTable(t *testing.T) {
 
 	k := key(999)
 	for name, other := range map[string]cacheKey{
-		"generation": {k.token, k.config, 2},
-		"config":     {k.token, [32]byte{1}, 1},
+		"key set": {k.token, k.config, 2},
+		"config":  {k.token, [32]byte{1}, 1},
 		// Same bucket, one bit of the hash differs.
 		"token": {func() [32]byte { c := k.token; c[31] ^= 1; return c }(), k.config, 1},
 	} {
@@ -245,10 +245,10 @@ func TestTable(t *testing.T) {
 		t.Error("the entry was not replaced")
 	}
 	next := *k
-	next.generation = 2
+	next.keys = 2
 	tab.put(&next, 0, 100, 50, 8)
 	if _, ok := tab.get(k, 70); ok {
-		t.Error("the entry of an older generation was not replaced")
+		t.Error("the entry of an older key set was not replaced")
 	}
 	tab.put(key(5000), 0, 50, 50, 1)
 	if _, ok := tab.get(key(5000), 49); ok {
@@ -350,7 +350,7 @@ func TestVerdictIsRememberedNoLongerThan(t *testing.T) {
 			if _, err := j.Authenticate(context.Background(), bearerRequest(token)); err != nil {
 				t.Fatal(err)
 			}
-			k := cacheKey{token: sha256.Sum256([]byte(token)), config: j.id, generation: 1}
+			k := cacheKey{token: sha256.Sum256([]byte(token)), config: j.id, keys: j.keys.current(now).mark()}
 			at := func(d time.Duration) bool {
 				_, ok := j.cache.good.get(&k, now.Add(d).UnixNano())
 				return ok

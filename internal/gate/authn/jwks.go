@@ -3,6 +3,7 @@ package authn
 import (
 	"context"
 	"crypto/x509"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -115,6 +116,10 @@ type keys struct {
 	generation uint64    // counts real changes of the set, from 1
 	fetched    time.Time // when the set was last confirmed
 }
+
+// mark stands for the keys in what is remembered of tokens. A number that counts
+// would begin anew with each JWT, and a cache outlives them.
+func (k *keys) mark() uint64 { return binary.LittleEndian.Uint64(k.sum[:]) }
 
 // keyStore keeps an issuer's keys fresh. Reading is one atomic load.
 type keyStore struct {

@@ -162,7 +162,7 @@ func (j *JWT) verify(ctx context.Context, raw string) (*Principal, error) {
 	k := cacheKey{token: j.cache.hash(raw), config: j.id}
 	ks := j.keys.current(now)
 	if ks != nil {
-		k.generation = ks.generation
+		k.keys = ks.mark()
 		if p, ok := j.cache.good.get(&k, now.UnixNano()); ok {
 			return p, nil
 		}
@@ -210,8 +210,8 @@ func (j *JWT) sift(t *token, err error) (*Failure, *NotMine) {
 	return nil, nil
 }
 
-// judge verifies a well-formed token of our issuer. k lacks the generation if
-// no keys were loaded.
+// judge verifies a well-formed token of our issuer. k lacks the keys if none were
+// loaded.
 func (j *JWT) judge(ctx context.Context, t *token, k cacheKey) (*Principal, error) {
 	if f := j.checkHeader(t); f != nil {
 		return nil, j.explain(f, t)
@@ -223,7 +223,7 @@ func (j *JWT) judge(ctx context.Context, t *token, k cacheKey) (*Principal, erro
 		return nil, j.explain(fail(reason.IssuerUnavailable, "no usable signing keys of the issuer"), t)
 	}
 	ks, key := j.keys.lookup(ctx, ks, kid)
-	k.generation = ks.generation
+	k.keys = ks.mark()
 	if key == nil {
 		return nil, j.refuse(fail(reason.TokenKeyUnknown, "no key of that id"), t, k)
 	}

@@ -17,7 +17,7 @@ func (j *JWT) remembers(raw string) bool {
 	if ks == nil {
 		return false
 	}
-	k := cacheKey{token: j.cache.hash(raw), config: j.id, generation: ks.generation}
+	k := cacheKey{token: j.cache.hash(raw), config: j.id, keys: ks.mark()}
 	_, ok := j.cache.good.get(&k, now.UnixNano())
 	return ok
 }

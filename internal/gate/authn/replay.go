@@ -62,6 +62,7 @@ type ReplaySet struct {
 	old     generation // mu
 	swept   time.Time  // mu: when sweep last looked for dead marks in vain
 	forgets time.Time  // mu: what was made before may have been used unnoticed
+	dropped int64      // mu: marks that expire up to this Unix second may be gone
 }
 
 // generation is one set of marks and the file that holds the same.
@@ -99,6 +100,7 @@ func OpenReplaySet(c ReplayConfig) (*ReplaySet, error) {
 // load opens both files and takes what still counts.
 func (s *ReplaySet) load(c *ReplayConfig) (lost bool, err error) {
 	now := s.now().Unix()
+	s.dropped = now
 	for i, g := range []*generation{&s.cur, &s.old} {
 		f, err := openReplayFile(fmt.Sprintf("%s-%d", c.Path, i), c.Boot)
 		if err != nil {
@@ -132,7 +134,9 @@ func (s *ReplaySet) Use(_ context.Context, u Use) (bool, error) {
 	if s.cur.seen[m] > now.Unix() || s.old.seen[m] > now.Unix() {
 		return false, nil
 	}
-	if u.Issued.Before(s.forgets) {
+	if u.Issued.Before(s.forgets) || now.Unix() < until && until <= s.dropped {
+		// The second is of a clock that was set back: when marks were dropped, its
+		// own would have been over.
 		return false, ErrForgot
 	}
 	if err := s.room(now); err != nil {
@@ -170,6 +174,7 @@ func (s *ReplaySet) room(now time.Time) error {
 		if err := s.old.file.reset(); err != nil {
 			return err
 		}
+		s.dropped = max(s.dropped, s.old.until)
 		s.cur, s.old = generation{map[mark]int64{}, 0, s.old.file}, s.cur
 	}
 	if len(s.cur.seen)+len(s.old.seen) < s.most {
@@ -191,6 +196,7 @@ func (s *ReplaySet) room(now time.Time) error {
 // sweep removes the dead marks of both generations. Their places in the files
 // stay until the generation is dropped.
 func (s *ReplaySet) sweep(now int64) error {
+	s.dropped = max(s.dropped, now)
 	for _, g := range []*generation{&s.cur, &s.old} {
 		for m, until := range g.seen {
 			if until <= now {

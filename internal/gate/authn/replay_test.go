@@ -432,6 +432,114 @@ func TestSubjectEpoch(t *testing.T) {
 	}
 }
 
+// What is kept is what acts: a later and shorter revocation does not bring back
+// after a restart what an earlier one had ended.
+func TestRevocationsKeptAsTheyAct(t *testing.T) {
+	c := newTurning(1000)
+	store := stateFile(t, c)
+	v := NewRevocations(store, c.now)
+	ctx := t.Context()
+	for _, do := range []func() error{
+		func() error { return v.Subject(ctx, "corp", "ann", time.Hour) },
+		func() error { return v.Subject(ctx, "corp", "ann", time.Second) },
+		func() error { return v.Token(ctx, "corp", "t1", time.Hour, true) },
+		func() error { return v.Token(ctx, "corp", "t1", time.Second, false) },
+	} {
+		if err := do(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.sec.Store(1100)
+	again := NewRevocations(store, c.now)
+	if err := again.Load(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for name, v := range map[string]*Revocations{"at once": v, "after a restart": again} {
+		for want, p := range map[reason.Reason]*Principal{
+			reason.TokenRevoked:       {Issuer: "corp", Subject: "ann", IssuedAt: time.Unix(900, 0)},
+			reason.TokenReuseDetected: {Issuer: "corp", Subject: "bob", TokenID: "t1", IssuedAt: time.Unix(1050, 0)},
+		} {
+			if err := v.Check(ctx, nil, p); reasonOf(asFailure(err)) != want {
+				t.Errorf("%s, %s: %v, want %q", name, p.Subject, err, want)
+			}
+		}
+	}
+}
+
+func asFailure(err error) *Failure {
+	var f *Failure
+	errors.As(err, &f)
+	return f
+}
+
+// A token that says of no time that it ends then stays blocked, and one that
+// cannot be written down as blocked is refused all the same.
+func TestReuseBlocksForGood(t *testing.T) {
+	c := newTurning(1000)
+	for _, full := range []bool{false, true} {
+		v := NewRevocations(nil, c.now)
+		if full {
+			v.most = 0
+		}
+		u := NewReuse(ReuseConfig{Places: 1, Block: true, Revocations: v, Entries: 8, Now: c.now, Tell: func(ReuseAlert) bool { return true }})
+		p := &Principal{Issuer: "corp", Subject: "ann", TokenID: "opaque"}
+		ask := func(addr string) error {
+			if err := v.Check(t.Context(), nil, p); err != nil {
+				return err
+			}
+			return u.Check(t.Context(), &canon.Request{Client: netip.MustParseAddr(addr)}, p)
+		}
+		if err := ask("192.0.2.1"); err != nil {
+			t.Errorf("full %v: from one place: %v", full, err)
+		}
+		for _, at := range []int64{1000, 1061, 1000 + 30*86400} {
+			c.sec.Store(at)
+			for _, addr := range []string{"198.51.100.1", "192.0.2.1", "198.51.100.1"} {
+				if err := ask(addr); reasonOf(asFailure(err)) != reason.TokenReuseDetected {
+					t.Errorf("full %v, at %d from %s: %v", full, at, addr, err)
+				}
+			}
+		}
+		c.sec.Store(1000)
+	}
+}
+
+// Marks that are gone are not forgotten: when the clock is set back, what they
+// were of does not count as new.
+func TestReplayClockSetBack(t *testing.T) {
+	for name, most := range map[string]int{"a generation is dropped": 0, "a full set is searched": 3} {
+		c := newTurning(1000)
+		s := openSet(t, ReplayConfig{Now: c.now, Path: filepath.Join(t.TempDir(), "r"), Most: most})
+		took(t, s, use("a", 990, 1050), true, nil)
+		if most > 0 {
+			took(t, s, use("long", 990, 9000), true, nil)
+		}
+		c.sec.Store(4600)
+		took(t, s, use("b", 4590, 4700), true, nil)
+		took(t, s, use("c", 4590, 4700), true, nil)
+		if s.Len() != 2 && most == 0 || s.Len() != 3 && most > 0 {
+			t.Fatalf("%s: %d marks", name, s.Len())
+		}
+		c.sec.Store(1010)
+		took(t, s, use("a", 990, 1050), false, ErrForgot)
+		took(t, s, use("b", 990, 4700), false, nil)
+		c.sec.Store(4701)
+		took(t, s, use("d", 4690, 4750), true, nil)
+	}
+	// Nor are those that were over at the start.
+	c, path := newTurning(1000), filepath.Join(t.TempDir(), "r")
+	s := openSet(t, ReplayConfig{Now: c.now, Path: path})
+	took(t, s, use("a", 990, 1050), true, nil)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c.sec.Store(4600)
+	s = openSet(t, ReplayConfig{Now: c.now, Path: path})
+	c.sec.Store(1010)
+	took(t, s, use("a", 990, 1050), false, ErrForgot)
+	took(t, s, use("z", 990, 4700), true, nil)
+}
+
 // Damage in what was kept stops the start: somebody would be let in again.
 func TestRevocationsDamaged(t *testing.T) {
 	c := newTurning(1000)

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"hash/maphash"
+	"math"
 	"net/netip"
 	"sync"
 	"time"
@@ -88,9 +89,16 @@ func (u *Reuse) Check(ctx context.Context, r *canon.Request, p *Principal) error
 	if p.TokenID == "" {
 		return nil
 	}
-	n, tell := u.seen(u.token(p), u.place(r), p.Expires)
-	if !tell {
+	n, over, tell := u.seen(u.token(p), u.place(r), p.Expires)
+	switch {
+	case !over:
 		return nil
+	case !tell && !u.c.Block:
+		return nil
+	case !tell: // also if it could not be revoked
+		f := fail(reason.TokenReuseDetected, "the token was used from too many places")
+		f.Told = true
+		return f.about(p)
 	}
 	at := u.c.Now()
 	told := u.c.Tell != nil && u.c.Tell(ReuseAlert{
@@ -102,7 +110,11 @@ func (u *Reuse) Check(ctx context.Context, r *canon.Request, p *Principal) error
 	}
 	f := fail(reason.TokenReuseDetected, "the token is used from too many places")
 	f.Told = told
-	f.Err = u.c.Revocations.Token(ctx, p.Issuer, p.TokenID, max(p.Expires.Sub(at), 0)+maxSkew, true)
+	left := forever
+	if !p.Expires.IsZero() {
+		left = max(p.Expires.Sub(at), 0) + maxSkew
+	}
+	f.Err = u.c.Revocations.Token(ctx, p.Issuer, p.TokenID, left, true)
 	return f.about(p)
 }
 
@@ -139,26 +151,30 @@ func (u *Reuse) place(r *canon.Request) uint64 {
 	return maphash.Comparable(u.seed, prefix) &^ 1
 }
 
-// seen notes the place and says how many there are now; tell is true once, when
-// there is one too many.
-func (u *Reuse) seen(token, place uint64, expires time.Time) (n int, tell bool) {
+// seen notes the place and says how many there are now; over is true once there
+// was one too many, and tell the first time.
+func (u *Reuse) seen(token, place uint64, expires time.Time) (n int, over, tell bool) {
 	b := &u.buckets[token%uint64(len(u.buckets))]
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s := b.slot(token, u.c.Now().Unix(), expires.Unix())
+	until := int64(math.MaxInt64)
+	if !expires.IsZero() {
+		until = expires.Unix()
+	}
+	s := b.slot(token, u.c.Now().Unix(), until)
 	for i := range int(s.n) {
 		if s.places[i] == place {
-			return int(s.n), false
+			return int(s.n), s.told, false
 		}
 	}
 	if int(s.n) < u.c.Places {
 		s.places[s.n] = place
 		s.n++
-		return int(s.n), false
+		return int(s.n), false, false
 	}
 	tell = !s.told
 	s.told = true
-	return int(s.n) + 1, tell
+	return int(s.n) + 1, true, tell
 }
 
 // slot finds the token's slot, or gives up one that is free, dead or not used

@@ -1,10 +1,13 @@
 package authn
 
 import (
+	"context"
+	"errors"
 	"net/url"
 	"testing"
 	"time"
 
+	"github.com/gatebook/gatebook/internal/kv"
 	"github.com/gatebook/gatebook/internal/reason"
 )
 
@@ -128,5 +131,64 @@ func TestSessionsPerSubject(t *testing.T) {
 	n, err := l.store.Revoke(t.Context(), func(i SessionInfo) bool { return i.Subject == "ann" })
 	if err != nil || n != maxPerSubject || len(l.store.List()) != 0 {
 		t.Errorf("%d revoked, %v", n, err)
+	}
+}
+
+// slowEnd is a store in which somebody comes between the end of a session on this
+// node and in the store, which may fail.
+type slowEnd struct {
+	kv.Store
+	before func()
+	err    error
+}
+
+func (s *slowEnd) Delete(ctx context.Context, table, key string) error {
+	s.before()
+	if s.err != nil {
+		return s.err
+	}
+	return s.Store.Delete(ctx, table, key)
+}
+
+// TestSessionEndsForGood: a request that comes while a session is being ended does
+// not bring it back, nor does a store that cannot delete it.
+func TestSessionEndsForGood(t *testing.T) {
+	c := newTurning(1000)
+	for name, fails := range map[string]error{"late": nil, "failing": errors.New("disk")} {
+		t.Run(name, func(t *testing.T) {
+			store := &slowEnd{Store: stateFile(t, c), err: fails, before: func() {}}
+			s, err := NewSessionStore(SessionStoreConfig{Store: store, Hash: func(f string) string { return f }, Now: c.now})
+			if err != nil {
+				t.Fatal(err)
+			}
+			rec := func() *sessionRecord {
+				return &sessionRecord{IssuerURL: "https://op", Subject: "ann", Created: 1000, Expires: 2000, Idle: 1000, Seen: 1000}
+			}
+			x, err := s.create(t.Context(), rec(), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			store.before = func() {
+				if again, err := s.find(t.Context(), x.family); again != nil || err != nil {
+					t.Errorf("while it is being ended: %v, %v", again, err)
+				}
+			}
+			if err := s.end(t.Context(), x); (err != nil) != (fails != nil) {
+				t.Error(err)
+			}
+			store.before()
+			// One who has read it just before.
+			if s.add(s.newSession(x.family, rec())) || len(s.List()) != 0 {
+				t.Error("it is back")
+			}
+			if s.Sweep(); len(s.gone) != 1 {
+				t.Errorf("%d are remembered", len(s.gone))
+			}
+			c.sec.Store(2000)
+			if s.Sweep(); len(s.gone) != 0 {
+				t.Errorf("%d are remembered for ever", len(s.gone))
+			}
+			c.sec.Store(1000)
+		})
 	}
 }
