@@ -155,47 +155,57 @@ var (
 )
 
 func hasReservedPrefix(folded string) bool {
-	if strings.HasPrefix(folded, "x-ssl-client") || strings.HasPrefix(folded, "ssl-client") || strings.HasPrefix(folded, "x-client-cert") ||
-		strings.HasPrefix(folded, "x-amzn-mtls") {
-		return true // what some proxies say of a client certificate that they have seen
+	for _, p := range reservedPrefixes[folded[0]] {
+		if strings.HasPrefix(folded, p) {
+			return true
+		}
 	}
-	return strings.HasPrefix(folded, "x-gatebook") || strings.HasPrefix(folded, "x-forwarded") ||
-		strings.HasPrefix(folded, "x-original-")
+	return false
 }
 
+// reservedPrefixes are the beginnings of reserved names, by their first letter.
+var reservedPrefixes = func() (t ['z' + 1][]string) {
+	for _, p := range []string{
+		"x-gatebook", "x-forwarded", "x-original-", "x-envoy-",
+		// What some proxies say of a client certificate that they have seen,
+		"x-ssl-client", "ssl-client", "x-client-cert", "x-amzn-mtls",
+		// and of a person whom they have logged in: oauth2-proxy, Grafana,
+		// Kubernetes and Authelia, Kong, Pomerium and what runs in clouds.
+		"x-auth-request-", "x-webauth-", "x-remote-", "remote-", "x-authenticated-", "x-consumer-", "x-pomerium-",
+		"x-goog-authenticated-user-", "x-goog-iap-", "cf-access-", "x-amzn-oidc-", "x-ms-client-principal", "x-ms-token-", "tailscale-user-",
+	} {
+		t[p[0]] = append(t[p[0]], p)
+	}
+	return t
+}()
+
 var reservedNames = map[string]bool{
-	"cf-connecting-ip":         true,
-	"cf-connecting-ipv6":       true,
-	"client-cert":              true, // RFC 9440
-	"client-cert-chain":        true,
-	"client-ip":                true,
-	"fastly-client-ip":         true,
-	"forwarded":                true, // RFC 7239
-	"forwarded-for":            true,
-	"proxy-authorization":      true, // in any other spelling
-	"remote-user":              true,
-	"traceparent":              true,
-	"tracestate":               true,
-	"true-client-ip":           true,
-	"x-arr-clientcert":         true,
-	"x-client-dn":              true,
-	"x-client-ip":              true,
-	"x-client-verify":          true,
-	"x-cluster-client-ip":      true,
-	"x-envoy-external-address": true,
-	"x-envoy-original-path":    true,
-	"x-host":                   true,
-	"x-http-method":            true,
-	"x-http-method-override":   true,
-	"x-method-override":        true,
-	"x-originating-ip":         true,
-	"x-proxyuser-ip":           true,
-	"x-real-ip":                true,
-	"x-remote-addr":            true,
-	"x-remote-ip":              true,
-	"x-remote-user":            true,
-	"x-request-id":             true,
-	"x-rewrite-url":            true,
+	"cf-connecting-ip":       true,
+	"cf-connecting-ipv6":     true,
+	"client-cert":            true, // RFC 9440
+	"client-cert-chain":      true,
+	"client-ip":              true,
+	"fastly-client-ip":       true,
+	"forwarded":              true, // RFC 7239
+	"forwarded-for":          true,
+	"proxy-authorization":    true, // in any other spelling
+	"traceparent":            true,
+	"tracestate":             true,
+	"true-client-ip":         true,
+	"x-arr-clientcert":       true,
+	"x-client-dn":            true,
+	"x-client-ip":            true,
+	"x-client-verify":        true,
+	"x-cluster-client-ip":    true,
+	"x-host":                 true,
+	"x-http-method":          true,
+	"x-http-method-override": true,
+	"x-method-override":      true,
+	"x-originating-ip":       true,
+	"x-proxyuser-ip":         true,
+	"x-real-ip":              true,
+	"x-request-id":           true,
+	"x-rewrite-url":          true,
 }
 
 // common gives the lower-case form of the names that most requests have, so

@@ -322,12 +322,15 @@ func TestReserved(t *testing.T) {
 		"x_forwarded_for", "X-Forwarded_Host", "X-Forwarded-Anything-That-Is-Very-Long-Indeed-For-A-Name", "X-Real-IP", "x_real_ip",
 		"True-Client-IP", "true_client_ip", "X-Request-ID", "x_request_id", "traceparent", "TraceParent", "tracestate", "X-Original-URL",
 		"x_original_uri", "X-Rewrite-Url", "CF-Connecting-IP", "X-Client-Ip", "Client_Cert", "X-HTTP-Method-Override", "Remote-User", "remote_user",
+		"Remote-Groups", "X-Remote-Extra-Scopes", "X-Auth-Request-Email", "x_auth_request_user", "X-WebAuth-User", "X-Authenticated-Userid", "X-Consumer-Username",
+		"X-Goog-Authenticated-User-Email", "x-goog-iap-jwt-assertion", "Cf-Access-Authenticated-User-Email", "cf_access_jwt_assertion", "X-Amzn-Oidc-Data",
+		"X-MS-CLIENT-PRINCIPAL-ID", "Tailscale-User-Login", "X-Pomerium-Jwt-Assertion", "X-Envoy-Peer-Metadata",
 	} {
 		if !Reserved(name) {
 			t.Errorf("%s is not reserved", name)
 		}
 	}
-	for _, name := range []string{"", "x", "X-Custom", "Content-Type", "Cookie", "Referer", "X-Api-Key", "x-gate", "Forward", "Range", "X-Requested-With", "Cache-Control"} {
+	for _, name := range []string{"", "x", "X-Custom", "Content-Type", "Cookie", "Referer", "X-Api-Key", "x-gate", "Forward", "Range", "X-Requested-With", "Cache-Control", "Remote", "X-Auth-Token", "X-User", "CF-Ray", "Tailscale", "x\xc3"} {
 		if Reserved(name) {
 			t.Errorf("%s is reserved", name)
 		}
