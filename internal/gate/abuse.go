@@ -88,11 +88,41 @@ func (x *exchange) heldBack() bool {
 	if rule == nil || x.isKnown() {
 		return false
 	}
+	x.hold(rule, res, claimed)
+	return true
+}
+
+// hold answers that too many have failed before.
+func (x *exchange) hold(rule *ratelimit.Rule, res ratelimit.Result, claimed string) {
 	x.g.failures.held.Add(1)
 	x.rec.Personal.Claimed = claimed
 	x.rec.Authn = record.Authn{Method: record.None, Outcome: outcomeFailed, Reason: string(reason.RateLimited)}
 	x.take(rule, res)
-	return true
+}
+
+// failedAgain counts a failure that a Responder has found, such as the wrong
+// secret of a client, or answers it as heldBack does if too many came before it.
+// What a Responder takes is in the body, so that only it can tell, afterwards, who
+// is right.
+func (x *exchange) failedAgain(f *authn.Failure) bool {
+	l := &x.snap.failures
+	if guesses(f.Reason) && !l.CountOnly && x.start.UnixNano()-x.g.failures.last.Load() <= l.horizon {
+		prefix := x.snap.limitPrefix(x.client)
+		if l.Prefix != nil {
+			if res := x.g.limiter.PeekPrefix(l.Prefix, prefix, x.start); !res.Allowed {
+				x.hold(l.Prefix, res, f.Claimed)
+				return true
+			}
+		}
+		if l.Name != nil && f.Claimed != "" {
+			if res := x.g.limiter.Peek(l.Name, failureKey(prefix.String(), f.Issuer, f.Claimed), x.start); !res.Allowed && !res.Coarse {
+				x.hold(l.Name, res, f.Claimed)
+				return true
+			}
+		}
+	}
+	x.countFailure(f)
+	return false
 }
 
 // overFailures finds the limit that the request is over, if any.

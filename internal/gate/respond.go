@@ -146,6 +146,9 @@ func (x *exchange) settleOn(a Answer) {
 		}
 		if x.principal == nil {
 			x.noteFailure(f, record.None)
+			if x.failedAgain(f) {
+				return
+			}
 		}
 	}
 	switch {

@@ -232,6 +232,83 @@ func (byKey) TakePrefix(*ratelimit.Rule, netip.Prefix, time.Time) ratelimit.Resu
 
 // TestRespondUnrecorded: what the book does not take is not answered, and not
 // answered twice either.
+// TestRespondFailures: guesses that a Responder finds count like others, and too
+// many are answered like others. Who is right goes on.
+func TestRespondFailures(t *testing.T) {
+	wrong := func(name string) Answer {
+		return Answer{Status: 401, Body: []byte("wrong"), Failure: &authn.Failure{Reason: reason.KeyUnknown, Claimed: name}}
+	}
+	conf := responder(func(_ context.Context, c *Call) Answer {
+		switch name := c.Request.Query; {
+		case name == "right":
+			if !c.Identify(robot) {
+				return Answer{}
+			}
+			return says(200, "token", "")
+		case name == "late":
+			return Answer{Status: 401, Failure: &authn.Failure{Reason: reason.TokenExpired, Claimed: name}}
+		default:
+			return wrong(name)
+		}
+	})
+	conf.snap = func(c *SnapshotConfig) {
+		c.Failures, c.Alerts = failLimits(), AlertRules{Window: time.Minute, Least: DefaultAlerts()}
+	}
+	h := newHouse(t, conf)
+	h.gate.now = func() time.Time { return epoch }
+	ask := func(name string, status int, rule string) {
+		t.Helper()
+		resp, _, err := do(t, h.h1, h.request(t, "GET", "/v1/orders/7?"+name, nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		rec := h.one(t).rec
+		if resp.StatusCode != status || rec.Status != status || rec.Limit.Rule != rule || rule != "" && (rec.Error.Reason != "rate_limited" || rec.Personal.Claimed != name || resp.Header.Get("Retry-After") == "") {
+			t.Fatalf("%s: %d, %+v, %+v, claimed %q", name, resp.StatusCode, rec.Error, rec.Limit, rec.Personal.Claimed)
+		}
+	}
+	for range 4 {
+		ask("svc", 401, "")
+	}
+	ask("svc", 429, "failed_logins.name")
+	ask("other", 401, "")
+	ask("late", 401, "")
+	for i := range 5 {
+		ask(fmt.Sprint("svc", i), 401, "")
+	}
+	ask("svc9", 429, "failed_logins.rate")
+	ask("late", 401, "") // not one that guessing makes
+	ask("right", 200, "")
+	if n := h.gate.HeldBack(); n != 2 {
+		t.Errorf("%d held back", n)
+	}
+	h.gate.alerts.mu.Lock()
+	defer h.gate.alerts.mu.Unlock()
+	held := int64(0)
+	for key, e := range h.gate.alerts.table {
+		if key.name == AlertLoginFailMax {
+			held += e.count
+		}
+	}
+	if held == 0 {
+		t.Error("no alert that so many failed")
+	}
+}
+
+// TestOwnCookie: an upstream sets none of the gate's cookies, however it writes
+// them.
+func TestOwnCookie(t *testing.T) {
+	for value, own := range map[string]bool{
+		"__Host-gatebook=x; Path=/": true, "__host-GATEBOOK=x": true, " __Host-gatebook =x": true, "__Host-gatebook-login-1=x": true,
+		"=__Host-gatebook=x; Path=/; Secure": true, " = __Host-gatebook=x": true, "__Host-gatebook; Path=/": true,
+		"a=__Host-gatebook=x": false, "__Host-gatebooks=x": false, "=x; Path=/": false, "id=1; Path=/__Host-gatebook=": false, "x": false, "": false, "=": false, "==x": false,
+	} {
+		if got := ownCookie(&canon.Field{Name: "set-cookie", Value: value}); got != own {
+			t.Errorf("%q: %v", value, got)
+		}
+	}
+}
+
 func TestRespondUnrecorded(t *testing.T) {
 	b := newFakeBook()
 	b.commitErr = errors.New("disk")

@@ -47,13 +47,21 @@ func (x *exchange) addCookie(fields []canon.Field) []canon.Field {
 }
 
 // ownCookie reports a Set-Cookie of an upstream that would replace one of the
-// gate's own.
+// gate's own. Browsers send a cookie without a name back as its value alone (RFC
+// 6265bis section 5.8.3), where it reads like one that has the name.
 func ownCookie(f *canon.Field) bool {
 	if f.Name != "set-cookie" {
 		return false
 	}
-	name, _, _ := strings.Cut(f.Value, "=")
-	return authn.OwnCookie(strings.Trim(name, " \t"))
+	pair, _, _ := strings.Cut(f.Value, ";")
+	for range 2 {
+		name, value, more := strings.Cut(pair, "=")
+		if name = strings.Trim(name, " \t"); name != "" || !more {
+			return authn.OwnCookie(name)
+		}
+		pair = value
+	}
+	return false
 }
 
 // loginFor is where a browser goes that a page was refused to because nobody,
