@@ -89,7 +89,7 @@ func (m *sinkMeter) sendAlerts(ctx context.Context, b *deliver.Batch) deliver.Re
 			Detail: fmt.Sprintf("%d results for %d items", len(r.Items), len(some.Items))}
 	}
 	m.count(&r, len(some.Items))
-	if len(at) == len(b.Items) || r.Items == nil {
+	if len(at) == len(b.Items) || r.Items == nil && r.Class != deliver.Done {
 		return r // about the batch as a whole; the engine finds out about parts of it
 	}
 	out := deliver.Result{Items: make([]deliver.Result, len(b.Items))}
@@ -97,7 +97,9 @@ func (m *sinkMeter) sendAlerts(ctx context.Context, b *deliver.Batch) deliver.Re
 		out.Items[i] = passed
 	}
 	for n, i := range at {
-		out.Items[i] = r.Items[n]
+		if out.Items[i] = r; r.Items != nil {
+			out.Items[i] = r.Items[n]
+		}
 	}
 	return out
 }
