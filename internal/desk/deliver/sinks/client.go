@@ -200,10 +200,23 @@ func (c *Client) once(ctx context.Context, method, path string, header http.Head
 		return nil, reused, err
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusSwitchingProtocols {
+		// Its body is the connection, and reading that heeds no deadline.
+		return nil, false, errSwitched
+	}
 	a = &Answer{Status: resp.StatusCode, Header: resp.Header}
 	a.Body, a.Cut, err = readReply(resp)
+	if a.Status < 300 && sent.gave() < int64(len(body)) {
+		return nil, false, errEarly
+	}
 	return a, false, err
 }
+
+// Answers that are not believed.
+var (
+	errSwitched = errors.New("the sink changes to another protocol, which nobody asked for")
+	errEarly    = errors.New("the sink said yes before it had got the whole request")
+)
 
 // at is the URL of the settings with path, which may have a query, behind it.
 func (c *Client) at(path string) string {

@@ -189,9 +189,21 @@ func (m *mark) got(c net.Conn, reused bool) {
 	m.wrote = m.conn.wrote.Load()
 }
 
-// left reports whether a byte may have left since.
-func (m *mark) left() (left, reused bool) {
+// gave is how many bytes the connection was given since, of fields and body
+// together.
+func (m *mark) gave() int64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.conn != nil && m.conn.wrote.Load() != m.wrote, m.reused
+	if m.conn == nil {
+		return 0
+	}
+	return m.conn.wrote.Load() - m.wrote
+}
+
+// left reports whether a byte may have left since.
+func (m *mark) left() (left, reused bool) {
+	left = m.gave() != 0
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return left, m.reused
 }

@@ -393,6 +393,16 @@ func TestUnsent(t *testing.T) {
 		{"closed after the request", "http", func(c net.Conn) { request(c); c.Close() }, nil, "closed", true},
 		{"silent after the request", "http", func(c net.Conn) { request(c); <-hold }, nil, "timeout", true},
 		{"no HTTP", "http", func(c net.Conn) { request(c); _, _ = c.Write([]byte("SSH-2.0-x\r\n\r\n")) }, nil, "broken", true},
+		{"another protocol", "http", func(c net.Conn) {
+			request(c)
+			_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+			<-hold // its body never ends, and no deadline ends it
+		}, nil, "broken", true},
+		{"another protocol that has no name", "http", func(c net.Conn) {
+			request(c)
+			_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\n\r\n")
+			<-hold
+		}, nil, "broken", true},
 		{"a head without end", "http", func(c net.Conn) { request(c); _, _ = c.Write([]byte("HTTP/1.1 200 OK\r\nA: b\r\n")) }, nil, "closed", true},
 		{"a head too long", "http", func(c net.Conn) {
 			request(c)
@@ -416,7 +426,11 @@ func TestUnsent(t *testing.T) {
 			if c.f != nil {
 				addr = raw(t, c.f)
 			}
-			cl := client(t, Settings{URL: c.scheme + "://" + addr, Timeout: 300 * time.Millisecond})
+			wait := time.Minute
+			if c.cause == "timeout" {
+				wait = 300 * time.Millisecond
+			}
+			cl := client(t, Settings{URL: c.scheme + "://" + addr, Timeout: wait})
 			a, err := cl.Do(t.Context(), "POST", "/x", c.header, []byte("body"))
 			if err == nil {
 				t.Fatalf("no error: %+v", a)
@@ -427,6 +441,41 @@ func TestUnsent(t *testing.T) {
 			}
 			if strings.HasPrefix(c.name, "a body") && (a == nil || a.Status != 202) {
 				t.Errorf("the head is not told: %+v", a)
+			}
+		})
+	}
+}
+
+// A yes to what was not sent yet is nobody's word that it was taken. A refusal is: it
+// may come as early as it likes.
+func TestEarlyAnswer(t *testing.T) {
+	hold := make(chan struct{})
+	t.Cleanup(func() { close(hold) })
+	body := make([]byte, 64<<20) // more than lies between two programs
+	for _, c := range []struct {
+		name, head string
+		status     int // 0: it is an error
+	}{
+		{"a yes with a body", "HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\n\r\n{}", 0},
+		{"a yes without", "HTTP/1.1 204 No Content\r\n\r\n", 0},
+		{"a yes whose body breaks", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 0},
+		{"a refusal", "HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\n{}", 413},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			addr := raw(t, func(conn net.Conn) {
+				_, _ = conn.Read(make([]byte, 1)) // it has begun
+				_, _ = io.WriteString(conn, c.head)
+				<-hold
+			})
+			a, err := client(t, Settings{URL: "http://" + addr}).Do(t.Context(), "POST", "/x", nil, body)
+			if c.status != 0 {
+				if err != nil || a.Status != c.status {
+					t.Errorf("%+v, %v", a, err)
+				}
+				return
+			}
+			if r := failed(err); a != nil || r.Cause != "early" || !r.Ambiguous || r.Class != deliver.Retry {
+				t.Errorf("%+v, %v gives %+v", a, err, r)
 			}
 		})
 	}

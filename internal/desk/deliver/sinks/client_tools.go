@@ -30,7 +30,7 @@ const (
 )
 
 // failed is the result of a request without an answer. Causes: address, dns,
-// refused, unreachable, tls, reset, closed, timeout, canceled, broken. It is
+// refused, unreachable, tls, reset, closed, timeout, canceled, early, broken. It is
 // ambiguous unless err is *Unsent. Secrets are kept out of the detail.
 func failed(err error, secrets ...string) deliver.Result {
 	var unsent *Unsent
@@ -50,6 +50,8 @@ func causeOf(err error) string {
 	var cert *tls.CertificateVerificationError
 	var authority x509.UnknownAuthorityError
 	switch {
+	case errors.Is(err, errEarly):
+		return "early"
 	case errors.As(err, &address):
 		return "address"
 	case errors.As(err, &dns):

@@ -266,6 +266,11 @@ func (l *splunkLane) send(ctx context.Context, items []deliver.Item) (r deliver.
 	p := splunkParse(a)
 	r = l.s.classify(a, p)
 	if r.Class != deliver.Done {
+		if r.Ambiguous {
+			// It may have been taken under an id that was never told. Another indexer
+			// may give the next request that id too, and the first would answer for it.
+			l.fresh()
+		}
 		return r, p.number
 	}
 	l.s.worked.Store(true)

@@ -154,7 +154,7 @@ func TestSplunkOverHTTP(t *testing.T) {
 	web := httptest.NewServer(srv)
 	defer web.Close()
 	s, err := NewSplunk(SplunkSettings{
-		Settings: Settings{URL: web.URL, Gzip: true, Timeout: 2 * time.Second}, Token: credential(t, hecd.AckToken), Index: "audit", Ack: true, InFlight: 2,
+		Settings: Settings{URL: web.URL, Gzip: true, Timeout: 6 * time.Second}, Token: credential(t, hecd.AckToken), Index: "audit", Ack: true, InFlight: 2,
 		Search: &SplunkSearch{Settings: Settings{URL: web.URL}, Token: credential(t, "reader")},
 	})
 	if err != nil {

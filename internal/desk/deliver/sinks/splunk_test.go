@@ -517,6 +517,41 @@ func FuzzSplunkAnswer(f *testing.F) {
 	})
 }
 
+// What was taken though the answer said nothing of it has an id that nobody was told.
+// Another indexer may give the next request the same id, and without a cookie the first
+// one is asked: its yes is about something else.
+func TestSplunkAnotherIndexersYes(t *testing.T) {
+	for name, f := range map[string]hecd.Fault{
+		"504 of a balancer": {Status: 504, Do: true},
+		"garbage":           {Status: 200, Body: "<html>ok", Do: true},
+		"408":               {Status: 408, Do: true},
+		"half an answer":    {Reset: hecd.Half},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				srv := hecd.New()
+				srv.Nodes, srv.NoCookies = 2, true
+				srv.Script(hecd.Events, f)
+				s := splunkInside(t, srv, func(set *SplunkSettings) { set.InFlight, set.AckLimit = 1, 10*time.Minute })
+				if r := s.Send(t.Context(), splunkBatch(0, 2)); r.Class != deliver.Retry || !r.Ambiguous {
+					t.Fatalf("%+v", r)
+				}
+				srv.Set(func(s *hecd.Server) { s.Delay = 5 * time.Minute })
+				r := s.Send(t.Context(), splunkBatch(2, 4))
+				indexed := map[string]bool{}
+				for _, e := range srv.Indexed() {
+					indexed[e.ID] = true
+				}
+				if have := indexed[deliver.EventID(origin, 2)] && indexed[deliver.EventID(origin, 3)]; r.Class == deliver.Done && !have {
+					t.Errorf("%+v and it is not indexed", r)
+				} else if r.Class != deliver.Done {
+					t.Errorf("%+v", r)
+				}
+			})
+		})
+	}
+}
+
 // After an answer that did not come the balancer may choose another indexer:
 // the one that the cookie leads to may be what does not answer.
 func TestSplunkLeavesIndexer(t *testing.T) {
