@@ -71,27 +71,30 @@ func (e *Engine) runner(sink string) (*runner, error) {
 // inside runs fn where the state of the sink belongs to it.
 func (e *Engine) inside(ctx context.Context, sink string, fn func(*runner) error) error {
 	r, err := e.runner(sink)
-	if err != nil {
-		return err
-	}
-	var result error
-	done := make(chan struct{})
-	act := func() {
-		defer close(done)
-		result = fn(r)
-		if r.st != nil {
-			r.publish(time.Now())
+	for err == nil {
+		var result error
+		done := make(chan struct{})
+		act := func() {
+			defer close(done)
+			result = fn(r)
+			if r.st != nil {
+				r.publish(time.Now())
+			}
+		}
+		select {
+		case r.acts <- act:
+			<-done
+			return result
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-r.done:
+		}
+		was := r
+		if r, err = e.runner(sink); r == was { // else a reload has replaced it
+			return ErrNotRunning
 		}
 	}
-	select {
-	case r.acts <- act:
-	case <-r.done:
-		return ErrNotRunning
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	<-done
-	return result
+	return err
 }
 
 // Pause stops sending to a sink until Resume, also after a restart. What is
@@ -277,7 +280,7 @@ func (e *Engine) Requeue(ctx context.Context, by Actor, sink string, ids []strin
 		return 0, err
 	}
 	err = e.inside(ctx, sink, func(r *runner) error {
-		r.sendAgain(indexes)
+		r.sendAgain(r.requeued(indexes))
 		return nil
 	})
 	return len(indexes), err
@@ -291,7 +294,7 @@ func (e *Engine) Waive(ctx context.Context, by Actor, sink string, ids []string,
 		return 0, fmt.Errorf("say in 1 to %d bytes why the records need not be delivered", maxReason)
 	}
 	var keys []string
-	err := e.quarantine(ctx, sink, func(q *Quarantined) {
+	err := e.quarantine(ctx, quarantineTable, sink, func(q *Quarantined) {
 		if ids == nil || slices.Contains(ids, q.ID) {
 			keys = append(keys, q.ID)
 		}
@@ -318,16 +321,56 @@ func (e *Engine) Waive(ctx context.Context, by Actor, sink string, ids []string,
 	return len(keys), e.inside(ctx, sink, func(r *runner) error { return r.waive(keys) })
 }
 
-func (r *runner) waive(ids []string) error {
+func (r *runner) waive(ids []string) (err error) {
 	for _, id := range ids {
-		if err := r.eng.state.Delete(r.ctx, quarantineTable, jailKey(r.c.Name, id)); err != nil {
-			return err
+		if err = r.waiveOne(id); err != nil {
+			break
 		}
 	}
 	if r.st == nil {
-		return nil
+		return err
 	}
-	return r.loadJail()
+	return errors.Join(err, r.loadJail()) // of what was done before an error, too
+}
+
+// waiveOne takes a record out of the quarantine. A comparison would miss it and send
+// it again, so until one has passed it is remembered that nobody wants it there.
+func (r *runner) waiveOne(id string) error {
+	key := jailKey(r.c.Name, id)
+	index, ours := r.indexOf(id)
+	if ours && r.comparable() && (r.st == nil || index >= r.st.Compared) {
+		value, err := r.eng.state.Get(r.ctx, quarantineTable, key)
+		if errors.Is(err, kv.ErrNotFound) {
+			return nil // delivered meanwhile
+		}
+		if err == nil {
+			err = r.eng.state.Put(r.ctx, waivedTable, key, value, time.Time{})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := r.eng.state.Delete(r.ctx, quarantineTable, key); err != nil {
+		return err
+	}
+	if ours {
+		r.resend = slices.DeleteFunc(r.resend, func(i uint64) bool { return i == index })
+	}
+	return nil
+}
+
+// forgetWaived lets go of what was waived where comparison has passed, which the
+// state must say by now.
+func (r *runner) forgetWaived() {
+	for index := range r.jail.waived {
+		if index >= r.st.Compared {
+			continue
+		}
+		if err := r.eng.state.Delete(r.sendCtx, waivedTable, jailKey(r.c.Name, r.id(index))); err != nil {
+			return // the next time
+		}
+		delete(r.jail.waived, index)
+	}
 }
 
 // idsOf gives the ids of this log's indexes.
@@ -380,7 +423,7 @@ func (e *Engine) Test(ctx context.Context, by Actor, sink string) error {
 // all sinks.
 func (e *Engine) Quarantine(ctx context.Context, sink string) ([]Quarantined, error) {
 	var out []Quarantined
-	err := e.quarantine(ctx, sink, func(q *Quarantined) { out = append(out, *q) })
+	err := e.quarantine(ctx, quarantineTable, sink, func(q *Quarantined) { out = append(out, *q) })
 	slices.SortFunc(out, func(a, b Quarantined) int {
 		if c := strings.Compare(a.Sink, b.Sink); c != 0 {
 			return c

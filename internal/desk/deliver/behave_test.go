@@ -66,6 +66,8 @@ func TestBounds(t *testing.T) {
 		"narrower":            {lim: Limits{Items: 900, Bytes: 1 << 20, Item: 500, InFlight: 8}, conf: SinkConfig{BatchItems: 5, BatchBytes: 900, InFlight: 3}, items: 5, bytes: 900, most: 3},
 		"not wider":           {lim: Limits{Items: 3, Bytes: 600, Item: 500, InFlight: 1}, conf: SinkConfig{BatchItems: 50, BatchBytes: 9000, InFlight: 3}, items: 3, bytes: 600, most: 1},
 		"nonsense":            {lim: Limits{Items: -1, Bytes: 0, Item: 0, Overhead: -5, InFlight: 0}, items: 1, bytes: 1 << 20, most: 1},
+		"one at a time":       {lim: Limits{Items: 900, Bytes: 1 << 20, Item: 500, InFlight: 8}, conf: SinkConfig{BatchItems: 1}, items: 1, bytes: 1 << 20, most: 8},
+		"a window of a byte":  {lim: Limits{Items: 9, Bytes: 2000, Item: 500, InFlight: 4}, conf: SinkConfig{Window: 1}, items: 9, bytes: 2000, most: 1},
 		"window of few items": {lim: Limits{Items: 100, Bytes: 1 << 20, Item: 500, InFlight: 4}, conf: SinkConfig{WindowItems: 10}, items: 10, bytes: 1 << 20, most: 1},
 	} {
 		t.Run(name, func(t *testing.T) {

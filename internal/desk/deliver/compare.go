@@ -91,8 +91,10 @@ func (r *runner) compareIfDue(now time.Time) {
 		return
 	}
 	jailed := map[uint64]bool{}
-	for i := range r.jail.index {
-		jailed[i] = true
+	for _, m := range []map[uint64]struct{}{r.jail.index, r.jail.waived} {
+		for i := range m {
+			jailed[i] = true
+		}
 	}
 	w := &comparison{maker: r.maker, finder: r.c.Sink.(Finder), origin: r.eng.origin, signed: r.signed, from: r.st.Compared, to: to, jailed: jailed}
 	c.running, c.result = true, make(chan found, 1)
@@ -103,6 +105,13 @@ func (r *runner) compareIfDue(now time.Time) {
 		result <- w.run(ctx)
 		r.nudge()
 	}()
+}
+
+// notBefore puts off the next comparison.
+func (c *comparing) notBefore(t time.Time) {
+	if t.After(c.next) {
+		c.next = t
+	}
 }
 
 // nudge makes the runner look. Any goroutine may call it.

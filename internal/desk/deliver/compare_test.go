@@ -191,3 +191,66 @@ func TestCompareNeverGivesUp(t *testing.T) {
 		}
 	})
 }
+
+// What was waived is not missing: a comparison neither counts it nor sends it again,
+// also after a kill, and it is remembered no longer than that.
+func TestCompareLeavesOutWhatIsWaived(t *testing.T) {
+	in(t, 0, 1, func(t *testing.T, _ *house) {
+		ctx := context.Background()
+		h, _ := comparedHouse(t, 200)
+		bad := true
+		h.refuser(&bad, 77, 78)
+		h.start()
+		h.until(time.Minute, "all is settled", h.settled)
+		h.jailIs(77, 78)
+		_, err := h.eng.Waive(ctx, anna, "s", []string{EventID(testOrigin, 77)}, "test traffic")
+		h.must(err)
+		h.crash()
+		h.start()
+		h.until(time.Minute, "it runs", func() bool { return h.status().State == Running })
+		_, err = h.eng.Waive(ctx, anna, "s", []string{EventID(testOrigin, 78)}, "test traffic")
+		h.must(err)
+		h.until(time.Hour, "it is compared", func() bool { return h.stored().Compared == 200 })
+		h.end()
+		list := h.book.noted("compared")
+		if len(list) != 1 || list[0].Event.Count != 198 || !list[0].Event.Exact || list[0].Event.Cause != "complete" {
+			t.Errorf("%+v", list)
+		}
+		h.jailIs()
+		for key := range h.disk.m {
+			if key[0] == waivedTable {
+				t.Errorf("%s is remembered still", key[1])
+			}
+		}
+	})
+}
+
+// A record that came out of the quarantine is looked for when the sink must be able to
+// find it, not before.
+func TestCompareWaitsForWhatWasRequeued(t *testing.T) {
+	in(t, 0, 1, func(t *testing.T, _ *house) {
+		ctx := context.Background()
+		h, f := comparedHouse(t, 200)
+		bad := true
+		h.refuser(&bad, 77)
+		h.conf.CompareEvery = 10 * time.Minute
+		h.start()
+		h.until(time.Minute, "one is in quarantine", func() bool { return h.status().Quarantine == 1 })
+		h.must(h.eng.Pause(ctx, anna, "s")) // so that the comparison is due when it is delivered
+		time.Sleep(time.Hour)
+		h.sink.with(func() { bad = false })
+		f.mu.Lock()
+		f.lose[77] = 1 // not to be found yet
+		f.mu.Unlock()
+		time.AfterFunc(90*time.Second, func() { f.with(func() { f.lose[77] = 0 }) })
+		_, err := h.eng.Requeue(ctx, anna, "s", nil)
+		h.must(err)
+		h.must(h.eng.Resume(ctx, anna, "s"))
+		h.until(time.Hour, "it is compared", func() bool { return h.stored().Compared == 200 })
+		h.end()
+		h.oracle()
+		if list := h.book.noted("compared"); len(list) != 1 || list[0].Event.Count != 200 {
+			t.Errorf("%+v", list)
+		}
+	})
+}

@@ -1,10 +1,12 @@
 package deliver
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -56,6 +58,9 @@ type jail struct {
 	other int                 // of earlier logs
 	low   uint64              // of index, if known
 	known bool
+	maybe map[uint64]struct{} // of index; may be at the sink all the same
+	// waived are those of this log that a comparison must not miss.
+	waived map[uint64]struct{}
 }
 
 func (j *jail) add(i uint64) {
@@ -68,6 +73,7 @@ func (j *jail) add(i uint64) {
 
 func (j *jail) remove(i uint64) {
 	delete(j.index, i)
+	delete(j.maybe, i)
 	j.known = j.known && i != j.low
 }
 
@@ -86,15 +92,30 @@ func (j *jail) lowest() (low uint64, ok bool) {
 	return j.low, j.known && len(j.index) > 0
 }
 
+// loadJail reads what is in quarantine. What was known before stays if that fails:
+// half of it would let go of the other half.
 func (r *runner) loadJail() error {
-	r.jail = jail{index: map[uint64]struct{}{}}
-	return r.eng.quarantine(r.ctx, r.c.Name, func(q *Quarantined) {
-		if q.Origin == r.eng.origin {
-			r.jail.add(q.Index)
-		} else {
-			r.jail.other++
+	j := jail{index: map[uint64]struct{}{}, maybe: map[uint64]struct{}{}, waived: map[uint64]struct{}{}}
+	err := r.eng.quarantine(r.ctx, quarantineTable, r.c.Name, func(q *Quarantined) {
+		if q.Origin != r.eng.origin {
+			j.other++
+			return
+		}
+		if j.add(q.Index); q.Ambiguous {
+			j.maybe[q.Index] = struct{}{}
 		}
 	})
+	if err == nil {
+		err = r.eng.quarantine(r.ctx, waivedTable, r.c.Name, func(q *Quarantined) {
+			if q.Origin == r.eng.origin {
+				j.waived[q.Index] = struct{}{}
+			}
+		})
+	}
+	if err == nil {
+		r.jail = j
+	}
+	return err
 }
 
 func jailKey(sink, id string) string { return sink + "/" + id }
@@ -151,7 +172,9 @@ func (r *runner) imprison(now time.Time, d *doom) error {
 		return err
 	}
 	r.eng.log.Warn("a sink does not take a record; it is in quarantine", "sink", q.Sink, "id", q.ID, "index", q.Index, "cause", q.Cause, "status", q.Status, "attempts", q.Attempts)
-	r.jail.add(q.Index)
+	if r.jail.add(q.Index); q.Ambiguous {
+		r.jail.maybe[q.Index] = struct{}{}
+	}
 	f.settled = true
 	d.b.left--
 	r.sum.Quarantined++
@@ -181,6 +204,7 @@ func (r *runner) released(index uint64) {
 		return
 	}
 	r.jail.remove(index)
+	r.well("writing the quarantine")
 	r.eng.log.Info("a record was delivered out of the quarantine", "sink", r.c.Name, "id", id)
 }
 
@@ -219,11 +243,37 @@ func (r *runner) makeErrand(now time.Time) {
 	if len(b.items) == 0 {
 		return
 	}
+	for i := range b.items {
+		if _, ok := r.jail.maybe[b.items[i].Index]; ok {
+			b.fate[i].ambiguous = true
+		}
+	}
 	b.errand = true
 	r.errands = append(r.errands, b)
 	r.hold(b)
 	r.planned(b)
 	r.advance() // all of it may be in quarantine again already
+}
+
+// requeued are those of the indexes that are in quarantine still, and not under way
+// already: they were picked some time ago, and another act may have been quicker.
+func (r *runner) requeued(indexes []uint64) []uint64 {
+	return slices.DeleteFunc(slices.Clone(indexes), func(index uint64) bool {
+		if _, ok := r.jail.index[index]; !ok {
+			return true
+		}
+		return slices.ContainsFunc(r.errands, func(b *batch) bool {
+			i, ok := slices.BinarySearchFunc(b.items, index, func(it Item, at uint64) int { return cmp.Compare(it.Index, at) })
+			return ok && !b.fate[i].settled
+		})
+	})
+}
+
+// indexOf is the index of an id of this log.
+func (r *runner) indexOf(id string) (index uint64, ok bool) {
+	rest, ours := strings.CutPrefix(id, r.prefix)
+	index, err := strconv.ParseUint(rest, 10, 64)
+	return index, ours && err == nil && r.id(index) == id
 }
 
 // sendAgain adds indexes to those that are to be sent once more.
@@ -248,9 +298,8 @@ func (r *runner) pick(ids []string) ([]uint64, error) {
 		return out, nil
 	}
 	for _, id := range ids {
-		rest, ours := strings.CutPrefix(id, r.prefix)
-		var index uint64
-		if _, err := fmt.Sscanf(rest, "%d", &index); !ours || err != nil || r.id(index) != id {
+		index, ok := r.indexOf(id)
+		if !ok {
 			return nil, fmt.Errorf("%.80q is not an id of this log and %w", id, ErrNotQuarantined)
 		}
 		if _, ok := r.jail.index[index]; !ok {

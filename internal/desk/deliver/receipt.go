@@ -2,8 +2,10 @@ package deliver
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/gatebook/gatebook/internal/book/record"
@@ -50,6 +52,9 @@ func (r *runner) tick(now time.Time) {
 	r.takeComparison(now)
 	r.flushNotes(now) // before the state is written: a kill between repeats a comparison and loses no record of one
 	r.compareIfDue(now)
+	if r.signed > r.st.Seen && now.Sub(r.writeAt) >= seenEvery {
+		r.dirty = true // or a log that is replaced would seem to have ended where this sink stopped
+	}
 }
 
 // flushNotes hands to the book what waits for it.
@@ -82,15 +87,7 @@ func (r *runner) receipt(now time.Time) {
 	rec.Time = now.UnixMicro()
 	rec.Event.Count, rec.Event.Exact = t.Count, t.Ambiguous == 0
 	rec.Event.First, rec.Event.Last = r.begun.UnixMicro(), now.UnixMicro()
-	rec.Links = []string{link("first", r.st.Noted), link("last", to-1), "grade:" + t.Grade.String(), "form:" + r.proj.Name() + "/" + strconv.Itoa(r.proj.Version())}
-	for _, f := range []struct {
-		name string
-		n    int64
-	}{{"twice", t.Ambiguous}, {"quarantined", t.Quarantined}, {"late", t.Late}, {"stubs", t.Stubs}} {
-		if f.n > 0 {
-			rec.Links = append(rec.Links, link(f.name, uint64(f.n)))
-		}
-	}
+	rec.Links = r.facts(r.st.Noted, to, &t)
 	if err := r.eng.book.Note(r.sendCtx, rec); err != nil {
 		r.receiptAt = now.Add(retryNote)
 		r.trouble("recording", err)
@@ -98,6 +95,33 @@ func (r *runner) receipt(now time.Time) {
 	}
 	r.well("recording")
 	r.st.Noted, r.st.Receipt, r.begun, r.dirty = to, tally{}, now, true
+}
+
+// facts are what a receipt says of [from, to) beside the count.
+func (r *runner) facts(from, to uint64, t *tally) []string {
+	out := []string{link("first", from), link("last", to-1), "grade:" + t.Grade.String(), "form:" + r.proj.Name() + "/" + strconv.Itoa(r.proj.Version())}
+	for _, f := range []struct {
+		name string
+		n    int64
+	}{{"twice", t.Ambiguous}, {"quarantined", t.Quarantined}, {"late", t.Late}, {"stubs", t.Stubs}} {
+		if f.n > 0 {
+			out = append(out, link(f.name, uint64(f.n)))
+		}
+	}
+	return out
+}
+
+// redelivered is the receipt of what was sent beside the plan: out of the quarantine,
+// or because a comparison had missed it. The receipts of its range count it as
+// quarantined, or for what the sink has lost.
+func (r *runner) redelivered(now time.Time, b *batch) {
+	if b.sum.Count == 0 {
+		return
+	}
+	rec := r.event("redelivered", "")
+	rec.Event.Count, rec.Event.Exact = b.sum.Count, b.sum.Ambiguous == 0
+	rec.Links = r.facts(b.items[0].Index, b.items[len(b.items)-1].Index+1, &b.sum)
+	r.note(now, rec)
 }
 
 // leaveBehind keeps the state of a log that was replaced beside the new one and
@@ -144,13 +168,18 @@ func (e *Engine) tellGone(ctx context.Context, gone []Status) {
 	}
 }
 
-// quarantine calls fn with everything in the quarantine of a sink, "" of all.
-func (e *Engine) quarantine(ctx context.Context, sink string, fn func(*Quarantined)) error {
-	return e.state.Range(ctx, quarantineTable, func(_ string, value []byte) error {
-		q, err := decodeQuarantined(value)
-		if err == nil && (sink == "" || q.Sink == sink) {
-			fn(q)
+// quarantine calls fn with everything in a table of quarantined records of a sink,
+// "" of all. An entry of another sink that is damaged is that one's trouble.
+func (e *Engine) quarantine(ctx context.Context, table, sink string, fn func(*Quarantined)) error {
+	return e.state.Range(ctx, table, func(key string, value []byte) error {
+		if sink != "" && !strings.HasPrefix(key, jailKey(sink, "")) {
+			return nil
 		}
-		return err
+		q, err := decodeQuarantined(value)
+		if err != nil {
+			return fmt.Errorf("%s: %w", key, err)
+		}
+		fn(q)
+		return nil
 	})
 }

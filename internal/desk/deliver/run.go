@@ -11,6 +11,7 @@ import (
 const (
 	stateTable      = "deliver"
 	quarantineTable = "deliver quarantine"
+	waivedTable     = "deliver waived" // until a comparison has passed them
 )
 
 const (
@@ -23,6 +24,7 @@ const (
 	maxBatches  = 256                     // planned or drafted
 	draftsMost  = 8                       // that are made before the plan of them is written
 	firstItems  = 100                     // of the first batch of a process
+	seenEvery   = time.Minute             // at least so often is it kept how much is signed, while nothing else is
 	silentAfter = 2 * time.Second         // without an answer
 )
 
@@ -63,8 +65,8 @@ type runner struct {
 
 	gate      gate
 	pause     *pause // by the sink
-	renewed   bool   // the credential was read again since something was delivered
-	renewals  int64  // sends that had begun then
+	renewed   bool   // the credential has changed since something was delivered
+	renewals  int64  // sends that had begun when it changed last
 	lenient   bool   // any number of records may be refused in a row
 	refused   int    // records in a row
 	dirty     bool   // the state in memory is ahead of the stored one
@@ -413,6 +415,7 @@ func (r *runner) writeNow(now time.Time) error {
 	r.dirty = false
 	r.writes++
 	r.well("writing the cursor")
+	r.forgetWaived()
 	for _, b := range r.plan {
 		b.hold = false
 	}
@@ -453,7 +456,7 @@ func (r *runner) windDown() {
 		t := time.NewTimer(graceful)
 		for r.flying > 0 && !r.timedOut(t) {
 		}
-		if last && r.compare.running {
+		if last && r.compare.running && r.flying == 0 { // else the time is over
 			select {
 			case <-r.compare.result:
 			case <-t.C:
@@ -475,7 +478,7 @@ func (r *runner) windDown() {
 	defer cancel()
 	r.sendCtx = ctx
 	r.flushNotes(time.Now())
-	if r.mustWrite() {
+	if r.mustWrite() || r.signed > r.st.Seen {
 		_ = r.writeNow(time.Now())
 	}
 	r.setState(Stopped)

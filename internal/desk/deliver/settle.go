@@ -139,7 +139,7 @@ func (r *runner) whole(now time.Time, o *outcome, res *Result) {
 		}
 		r.smaller(now, p, p.at, res)
 	case Pause:
-		r.pauses(now, res)
+		r.pauses(now, res, o.n)
 		r.await(p)
 	default:
 		r.retries++
@@ -184,7 +184,7 @@ func (r *runner) parts(now time.Time, o *outcome, all *Result) {
 	}
 	switch {
 	case paused != nil:
-		r.pauses(now, paused)
+		r.pauses(now, paused, o.n)
 	case settled+len(large) == 0:
 		r.retries++
 		r.gate.fail(now, &r.c, after, o.n, r.sends)
@@ -224,7 +224,7 @@ func (r *runner) smaller(now time.Time, p *piece, at []int, res *Result) {
 	}
 	r.refuse(now, p.b, i, res)
 	if r.refused++; r.refused >= r.c.PoisonRun && !r.lenient {
-		r.pauses(now, &Result{Class: Pause, Cause: "refuses_all", Status: res.Status})
+		r.stopFor(now, &Result{Class: Pause, Cause: "refuses_all", Status: res.Status})
 	}
 }
 
@@ -303,7 +303,10 @@ func (r *runner) advance() {
 	}
 	r.errands = slices.DeleteFunc(r.errands, func(b *batch) bool {
 		if b.left == 0 {
+			now := time.Now()
+			r.redelivered(now, b)
 			r.release(b)
+			r.compare.notBefore(now.Add(r.c.CompareAfter)) // when it can be found
 		}
 		return b.left == 0
 	})
@@ -328,20 +331,29 @@ func (r *runner) complaint(res *Result) {
 }
 
 // pauses believes a sink that it takes nothing until somebody has acted, unless
-// its credential turns out to be a new one.
-func (r *runner) pauses(now time.Time, res *Result) {
-	if !r.renewed && (res.Status == 401 || res.Status == 403) {
-		r.renewed, r.renewals = true, r.sends
+// its credential turns out to be a new one. What began before that says nothing of the
+// new one.
+func (r *runner) pauses(now time.Time, res *Result, n int64) {
+	denied := res.Status == 401 || res.Status == 403
+	if denied && n <= r.renewals {
+		return
+	}
+	if denied && !r.renewed {
 		changed, err := Renew(r.c.Sink)
 		if err != nil {
 			r.eng.log.Error("the credential of a sink cannot be read again", "sink", r.c.Name, "err", err)
 		}
 		if changed && err == nil {
+			r.renewed, r.renewals = true, r.sends
 			return
 		}
 	}
-	// The credential is looked at again before the next try.
-	r.renewed = false
+	r.stopFor(now, res)
+}
+
+// stopFor sends nothing until somebody has acted, or some minutes have gone by.
+func (r *runner) stopFor(now time.Time, res *Result) {
+	r.renewed = false // the credential is looked at again before the next try
 	if r.pause == nil {
 		r.pause = &pause{cause: res.Cause, status: res.Status, since: now}
 		r.eng.log.Error("a sink takes nothing until somebody has acted; nothing is lost meanwhile", "sink", r.c.Name, "cause", res.Cause, "status", res.Status)

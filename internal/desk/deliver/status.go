@@ -119,7 +119,7 @@ func (r *runner) publish(now time.Time) {
 		s.State, s.Cause, s.NextTry = Retrying, r.lastCause, r.gate.until
 	}
 	s.Alarms = r.alarms(now, &s)
-	needs := r.durable
+	needs := min(r.durable, r.st.Cursor) // a replay may not be written yet
 	if low, ok := r.jail.lowest(); ok {
 		needs = min(needs, low)
 	}
