@@ -491,6 +491,7 @@ func (h *house) start() {
 // effect. What was at the sink at that moment may come again.
 func (h *house) crash() {
 	h.store.kill()
+	h.end() // what it does to the end has no effect but at the sink
 	h.sink.mu.Lock()
 	for id := range h.sink.taken {
 		if _, index, _ := strings.Cut(id, "-"); index != "" {
@@ -502,7 +503,6 @@ func (h *house) crash() {
 		}
 	}
 	h.sink.mu.Unlock()
-	h.end()
 	h.store = &memStore{disk: h.disk}
 }
 

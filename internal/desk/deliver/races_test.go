@@ -128,6 +128,37 @@ func TestReceiptOfRequeued(t *testing.T) {
 	})
 }
 
+// Who requeues many records too early has them refused again, and nothing else waits
+// for it: what was refused before is no sign that the sink takes nothing.
+func TestRequeuedTooEarly(t *testing.T) {
+	in(t, 400, 50, func(t *testing.T, h *house) {
+		h.conf.PoisonRun = 16
+		h.sink.script = func(_ int, b *Batch) act {
+			odd := func(it Item) bool { return it.Index%2 == 1 && it.Index < 400 }
+			if slices.ContainsFunc(b.Items, odd) {
+				return act{res: Result{Class: Poison, Status: 400, Cause: "http_400"}}
+			}
+			return act{take: all, res: Result{Class: Done, Grade: Durable}}
+		}
+		h.start()
+		h.until(time.Hour, "all is settled", h.settled)
+		n, err := h.eng.Requeue(context.Background(), anna, "s", nil)
+		h.must(err)
+		if n != 200 {
+			t.Fatalf("%d in quarantine", n)
+		}
+		time.Sleep(2 * time.Second)
+		h.book.sign(420)
+		h.until(time.Minute, "what is new is settled", h.settled)
+		h.until(time.Hour, "all were refused again", func() bool { return h.status().Resending == 0 })
+		if n := len(h.book.noted("sink_paused")); n != 0 || len(h.jailed()) != 200 {
+			t.Errorf("paused %d times, %d in quarantine", n, len(h.jailed()))
+		}
+		h.end()
+		h.oracle()
+	})
+}
+
 // Who requeues records of a sink that is paused and then waives them does not want
 // them there.
 func TestWaivedAfterRequeue(t *testing.T) {

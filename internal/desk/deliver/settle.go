@@ -222,7 +222,11 @@ func (r *runner) smaller(now time.Time, p *piece, at []int, res *Result) {
 			return
 		}
 	}
+	_, known := r.jail.index[p.b.items[i].Index] // refused again, it says nothing new
 	r.refuse(now, p.b, i, res)
+	if known {
+		return
+	}
 	if r.refused++; r.refused >= r.c.PoisonRun && !r.lenient {
 		r.stopFor(now, &Result{Class: Pause, Cause: "refuses_all", Status: res.Status})
 	}

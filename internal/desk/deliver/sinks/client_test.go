@@ -474,6 +474,9 @@ func TestEarlyAnswer(t *testing.T) {
 				}
 				return
 			}
+			if err == nil {
+				t.Fatalf("it is believed: %+v", a)
+			}
 			if r := failed(err); a != nil || r.Cause != "early" || !r.Ambiguous || r.Class != deliver.Retry {
 				t.Errorf("%+v, %v gives %+v", a, err, r)
 			}
