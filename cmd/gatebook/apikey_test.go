@@ -181,7 +181,7 @@ func (s *site) keepsNoKey() {
 	if err != nil {
 		s.t.Error(err)
 	}
-	if found := keyText.FindString(s.command(0, "search", "true", "--reveal", "--json", "--limit", "100000")); found != "" {
+	if found := keyText.FindString(s.command(0, "search", "true", "--reveal", "--json")); found != "" {
 		s.t.Errorf("a record has %q", found)
 	}
 }

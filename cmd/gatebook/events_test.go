@@ -232,7 +232,7 @@ func (k *kept) key() string { return key(k.Kind, k.Error.Reason, k.Status) }
 func (w *world) kept() map[string][]kept {
 	w.t.Helper()
 	out := map[string][]kept{}
-	text := w.command(0, "search", `kind == "request" || kind == "malformed" || kind == "handshake" || kind == "interrupted"`, "--json", "--limit", "1000000")
+	text := w.command(0, "search", `kind == "request" || kind == "malformed" || kind == "handshake" || kind == "interrupted"`, "--json")
 	for line := range strings.Lines(text) {
 		var r struct{ Frame kept }
 		if err := json.Unmarshal([]byte(line), &r); err != nil {

@@ -159,7 +159,7 @@ func diskUse(t *testing.T, dir string) (n int64) {
 func (s *site) counted() (single, folded map[string]int) {
 	s.t.Helper()
 	single, folded = map[string]int{}, map[string]int{}
-	out := s.command(0, "search", `kind == "request" || kind == "malformed" || kind == "handshake"`, "--json", "--limit", "10000000")
+	out := s.command(0, "search", `kind == "request" || kind == "malformed" || kind == "handshake"`, "--json")
 	for line := range strings.Lines(out) {
 		var r frame
 		if err := json.Unmarshal([]byte(line), &r); err != nil {

@@ -215,7 +215,7 @@ func (g *gate) inBook(reasons []string) {
 		}
 	}
 	got := map[string]int{}
-	for _, r := range program.Search[record](g.Gate, "kind == 'request' || kind == 'malformed'", "--limit", "1000000") {
+	for _, r := range program.Search[record](g.Gate, "kind == 'request' || kind == 'malformed'") {
 		got[r.Frame.Error.Reason] += max(r.Frame.Event.Count, 1) // more in the record of a flood
 	}
 	right := 0
