@@ -17,9 +17,13 @@ import (
 // more of with time: memory and goroutines. The long form is ten minutes at
 // 2,000 requests a second, within 10 %.
 func TestSteady(t *testing.T) {
-	rate, runs, within := 300, 12*time.Second, 0.5
+	rate, runs, within := 300, 12*time.Second, 0.25
 	if os.Getenv("GATEBOOK_SOAK") != "" {
 		rate, runs, within = 2000, 10*time.Minute, 0.1
+	} else {
+		// As a gate is set, it would reach its second or third collection only at the
+		// end: what would be seen grow is room that the heap takes once.
+		t.Setenv("GOGC", "100")
 	}
 	up := newUpstream(t)
 	s := newSite(t, up.URL)

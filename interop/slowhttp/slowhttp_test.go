@@ -143,7 +143,7 @@ func TestSlow(t *testing.T) {
 		// Over TLS the tool now and then sends its request line a second time, in
 		// the place of a field.
 		{"headers", []string{"-H", "-i", "1"}, "/slow", []string{"timeout_reading", "client_aborted", "malformed_request"}},
-		{"body", []string{"-B", "-i", "1", "-s", "8192", "-x", "10"}, "/slow", []string{"timeout_reading", "client_aborted"}},
+		{"body", []string{"-B", "-i", "1", "-s", "8192", "-x", "10"}, "/slow", []string{"timeout_reading", "client_aborted", "malformed_request"}},
 		{"read", []string{"-X", "-n", "1", "-w", "512", "-y", "1024", "-z", "32"}, "/big", []string{"client_aborted"}},
 	} {
 		t.Run(a.name, func(t *testing.T) {
