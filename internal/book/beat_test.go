@@ -40,6 +40,22 @@ func (x *beating) mustBeat(after time.Duration) {
 	}
 }
 
+// miss lets so many heartbeats come, one a minute, while the disk is full, and then
+// makes room.
+func (x *beating) miss(beats int) {
+	x.t.Helper()
+	x.noWAL()
+	for range beats {
+		if err := x.beat(time.Minute); err == nil {
+			x.t.Fatal("a heartbeat on a full disk")
+		}
+	}
+	x.files.SetFault(nil)
+	if err := x.b.ledger.Room(); err != nil {
+		x.t.Fatal(err)
+	}
+}
+
 // step moves the wall clock alone.
 func (x *beating) step(d time.Duration) {
 	x.t.Helper()
@@ -73,27 +89,11 @@ func TestHeartbeatGaps(t *testing.T) {
 			x.mustBeat(12 * time.Minute)
 		}, ledger.Failed, ledger.ExitDamaged, "no heartbeat for [12m0s before record"},
 		{"a full disk", func(x *beating) {
-			x.noWAL()
-			for range 11 {
-				if err := x.beat(time.Minute); err == nil {
-					x.t.Fatal("a heartbeat on a full disk")
-				}
-			}
-			x.files.SetFault(nil)
-			if err := x.b.ledger.Room(); err != nil {
-				x.t.Fatal(err)
-			}
+			x.miss(11)
 			x.mustBeat(time.Minute)
 		}, ledger.OK, 0, "12m0s before record 2 (book_full)"},
 		{"silence after a full disk", func(x *beating) {
-			x.noWAL()
-			if err := x.beat(time.Minute); err == nil {
-				x.t.Fatal("a heartbeat on a full disk")
-			}
-			x.files.SetFault(nil)
-			if err := x.b.ledger.Room(); err != nil {
-				x.t.Fatal(err)
-			}
+			x.miss(1)
 			x.mustBeat(time.Minute)
 			x.mustBeat(12 * time.Minute)
 		}, ledger.Failed, ledger.ExitDamaged, "no heartbeat for [12m0s before record"},
@@ -126,17 +126,8 @@ func TestBeatCountsOn(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	x.noWAL()
 	failed := x.now.Add(time.Minute)
-	for range 2 {
-		if err := x.beat(time.Minute); err == nil {
-			t.Fatal("a heartbeat on a full disk")
-		}
-	}
-	x.files.SetFault(nil)
-	if err := x.b.ledger.Room(); err != nil {
-		t.Fatal(err)
-	}
+	x.miss(2)
 	x.mustBeat(time.Minute)
 	x.mustBeat(time.Minute)
 	beats := ofKind(all(t, x.reader()), "heartbeat")
